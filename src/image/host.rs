@@ -1,0 +1,154 @@
+//! `--image host`: the caller's own Python and its libraries, nothing to set up.
+//!
+//! Bound is what an interpreter needs: the system's programs and libraries, time zones, and the interpreter's own
+//! folders. Homes, `/etc`, `/var` and the rest of the host stay out of sight.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::binds::Binds;
+use super::pyenv::{self, Shim};
+use super::python::Layout;
+use super::site::{SitePath, site_paths};
+use super::skeleton::Skeleton;
+use super::tree::Tree;
+use super::{Error, Image, Interpreter};
+
+/// The system's programs and libraries, bound where they exist; links among them, as on merged-/usr hosts, stay links.
+const SYSTEM: [&str; 7] = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"];
+
+/// Where administrators put libraries that the loader's cache names.
+const LOCAL_LIBRARIES: &str = "/usr/local/lib";
+
+/// The host's own Python as an image: `python`, else the first `python3` on `PATH`. It is found by reading files (pyenv
+/// shims, venvs, Debian's and conda's layouts), never by running it.
+///
+/// # Errors
+/// An [`Error`] that names what was found where no supported Python (3.10 to 3.14) can be told, where it needs a folder
+/// that would show more of the host than Python, or where the store cannot be written.
+pub fn host(python: Option<&Path>, store: &Path) -> Result<Image, Error> {
+    Caller::from_environment().host(python, store)
+}
+
+/// What the search for an interpreter depends on.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// `PATH`.
+    pub path: OsString,
+    /// The working directory.
+    pub cwd: PathBuf,
+    /// `PYENV_VERSION`.
+    pub pyenv_version: Option<OsString>,
+}
+
+impl Caller {
+    fn from_environment() -> Self {
+        Self {
+            path: env::var_os("PATH").unwrap_or_default(),
+            // Without a working directory only absolute paths can be told.
+            cwd: env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            pyenv_version: env::var_os("PYENV_VERSION"),
+        }
+    }
+
+    pub(crate) fn host(&self, python: Option<&Path>, store: &Path) -> Result<Image, Error> {
+        let tree = Tree::new("/");
+        let layout = Layout::read(&tree, &self.find_python(&tree, python)?)?;
+        let site = site_paths(&tree, &layout)?;
+
+        let mut skeleton = Skeleton::new();
+        let mut binds = Binds::of_host(&tree);
+        let local = has_libraries(&tree, Path::new(LOCAL_LIBRARIES)).then_some(LOCAL_LIBRARIES);
+        for path in SYSTEM.into_iter().chain(local) {
+            let Ok(resolved) = tree.resolve(Path::new(path)) else { continue };
+            binds.add_links(resolved.links);
+            if is_links_only(&tree, &resolved.path) {
+                skeleton.copy_links(&resolved.path);
+            } else {
+                binds.add(&resolved.path, &layout.executable)?;
+            }
+        }
+        binds.add_python(&layout, &site)?;
+        skeleton.copy(Path::new("/etc/ld.so.cache"));
+        // Debian's BLAS and many of its programs are links into it.
+        skeleton.copy_links(Path::new("/etc/alternatives"));
+
+        let (binds, late_binds) = binds.finish(&mut skeleton)?;
+        Ok(Image {
+            name: "host".into(),
+            digest: None,
+            skeleton: skeleton.build(store)?,
+            binds,
+            late_binds,
+            python: Interpreter::new(layout, site),
+        })
+    }
+
+    /// The interpreter asked for, or the first on the search path, shims resolved.
+    fn find_python(&self, tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
+        if let Some(python) = python {
+            let python = self.cwd.join(python);
+            if let Some(root) = pyenv::shim_root(tree, &python)? {
+                if let Shim::Interpreter(path) = pyenv::resolve(tree, &python, root, self)? {
+                    return Ok(path);
+                }
+            } else {
+                return Ok(python);
+            }
+        }
+        let mut system = false;
+        for folder in env::split_paths(&self.path) {
+            let candidate = self.cwd.join(folder).join("python3");
+            if !tree.is_executable(&candidate) {
+                continue;
+            }
+            let Some(root) = pyenv::shim_root(tree, &candidate)? else { return Ok(candidate) };
+            if system {
+                continue;
+            }
+            match pyenv::resolve(tree, &candidate, root, self)? {
+                Shim::Interpreter(path) => return Ok(path),
+                Shim::System => system = true,
+            }
+        }
+        Err(Error::NoPython { searched: self.path.clone() })
+    }
+}
+
+impl Interpreter {
+    pub(crate) fn new(layout: Layout, site: Vec<SitePath>) -> Self {
+        let home = layout.needs_home.then(|| ("PYTHONHOME".to_owned(), layout.base_prefix.clone().into_os_string()));
+        Self {
+            version: (3, layout.version.minor),
+            cache_tag: layout.cache_tag(),
+            executable: layout.executable,
+            prefix: layout.prefix,
+            base_prefix: layout.base_prefix,
+            sys_path: site.into_iter().map(|entry| entry.path).collect(),
+            env: home.into_iter().collect(),
+        }
+    }
+}
+
+/// Whether a real folder holds nothing but links, as `/usr/lib64` on Debian: copying them saves a mount.
+fn is_links_only(tree: &Tree, path: &Path) -> bool {
+    let folder = tree.on_host(path);
+    // A folder with folders in it has more than two names; a large one is not worth the look.
+    let small = |metadata: fs::Metadata| metadata.is_dir() && metadata.nlink() <= 2 && metadata.size() <= 4096;
+    fs::symlink_metadata(&folder).is_ok_and(small)
+        && fs::read_dir(&folder).is_ok_and(|mut entries| {
+            entries.all(|entry| entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_symlink()))
+        })
+}
+
+/// Whether a folder holds shared libraries, itself or in a folder of Debian's architecture.
+fn has_libraries(tree: &Tree, path: &Path) -> bool {
+    let library = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.contains(".so") || name.ends_with("-linux-gnu")
+    };
+    tree.names(path).is_ok_and(|names| names.iter().any(library))
+}

@@ -1,0 +1,117 @@
+//! A tree of files that is, or will be, somebody's `/`: paths are resolved inside it, as the guest will resolve them.
+//!
+//! The host is the tree whose root is `/`. See `path_resolution(7)` and `RESOLVE_IN_ROOT` in `openat2(2)`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Links followed before a path counts as a loop, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+/// A folder seen as `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tree {
+    root: PathBuf,
+}
+
+/// Where a path led.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    /// The path in the tree, free of links, `.` and `..`.
+    pub path: PathBuf,
+    /// Every link on the way, as its own link-free path and what it says.
+    pub links: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Tree {
+    /// The tree below `root`, a real path.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The host path of a link-free path in the tree.
+    pub fn on_host(&self, real: &Path) -> PathBuf {
+        self.root.join(real.strip_prefix("/").unwrap_or(real))
+    }
+
+    /// Follows every link of an absolute path; `..` stops at the root, absolute links start there.
+    pub fn resolve(&self, path: &Path) -> io::Result<Resolved> {
+        let mut todo = Vec::new();
+        push_components(&mut todo, path);
+        let mut real = PathBuf::from("/");
+        let mut links = Vec::new();
+        while let Some(step) = todo.pop() {
+            if step == ".." {
+                real.pop();
+                continue;
+            }
+            real.push(&step);
+            match fs::read_link(self.on_host(&real)) {
+                Ok(target) => {
+                    if links.len() == MAX_LINKS {
+                        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+                    }
+                    push_components(&mut todo, &target);
+                    links.push((real.clone(), target.clone()));
+                    real.pop();
+                    if target.is_absolute() {
+                        real = PathBuf::from("/");
+                    }
+                }
+                // Not a link.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Resolved { path: real, links })
+    }
+
+    /// The metadata of what a path leads to, if it leads anywhere.
+    pub fn find(&self, path: &Path) -> Option<(PathBuf, Metadata)> {
+        let real = self.resolve(path).ok()?.path;
+        let metadata = fs::symlink_metadata(self.on_host(&real)).ok()?;
+        Some((real, metadata))
+    }
+
+    /// The real path of a folder.
+    pub fn find_dir(&self, path: &Path) -> Option<PathBuf> {
+        self.find(path).filter(|(_, metadata)| metadata.is_dir()).map(|(real, _)| real)
+    }
+
+    /// The real path of a regular file.
+    pub fn find_file(&self, path: &Path) -> Option<PathBuf> {
+        self.find(path).filter(|(_, metadata)| metadata.is_file()).map(|(real, _)| real)
+    }
+
+    /// Whether a path leads to a regular file that somebody may execute.
+    pub fn is_executable(&self, path: &Path) -> bool {
+        self.find(path).is_some_and(|(_, metadata)| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    }
+
+    /// The content of a regular file; `None` where there is none.
+    pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        match self.find_file(path) {
+            Some(real) => fs::read(self.on_host(&real)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The names in a folder, unsorted; none where there is no folder.
+    pub fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        let Some(real) = self.find_dir(path) else { return Ok(Vec::new()) };
+        fs::read_dir(self.on_host(&real))?.map(|entry| entry.map(|entry| entry.file_name())).collect()
+    }
+}
+
+/// Puts the components of a path on a stack, the first one on top.
+fn push_components(stack: &mut Vec<OsString>, path: &Path) {
+    let steps = path.components().rev().filter_map(|component| match component {
+        Component::Normal(name) => Some(name),
+        Component::ParentDir => Some(OsStr::new("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    stack.extend(steps.map(OsString::from));
+}
