@@ -3,6 +3,7 @@
 //! Bound is what an interpreter needs: the system's programs and libraries, time zones, and the interpreter's own
 //! folders. Homes, `/etc`, `/var` and the rest of the host stay out of sight.
 
+use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -62,9 +63,13 @@ impl Caller {
         let mut skeleton = Skeleton::new();
         let mut binds = Binds::of_host(&tree);
         let local = has_libraries(&tree, Path::new(LOCAL_LIBRARIES)).then_some(LOCAL_LIBRARIES);
+        let mut seen = HashSet::new();
         for path in SYSTEM.into_iter().chain(local) {
             let Ok(resolved) = tree.resolve(Path::new(path)) else { continue };
             binds.add_links(resolved.links);
+            if !seen.insert(resolved.path.clone()) {
+                continue;
+            }
             if is_links_only(&tree, &resolved.path) {
                 skeleton.copy_links(&resolved.path);
             } else {

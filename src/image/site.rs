@@ -21,28 +21,28 @@ pub(crate) struct SitePath {
 
 /// The entries for an interpreter, in the order of `site`, each once.
 pub(crate) fn site_paths(tree: &Tree, layout: &Layout) -> Result<Vec<SitePath>, Error> {
+    let failed = |path: &Path, source| Error::Read { path: tree.on_host(path), source };
     let mut paths: Vec<SitePath> = Vec::new();
     for folder in site_folders(tree, layout) {
-        let mut add = |entry: SitePath| {
-            let new = !paths.iter().any(|known| known.path == entry.path);
-            if new {
-                paths.push(entry);
-            }
-            new
-        };
-        let failed = |path: &Path, source| Error::Read { path: tree.on_host(path), source };
-        let names = tree.names(&folder).map_err(|source| failed(&folder, source))?;
-        // An empty folder is worth no mount; of one that is known already, `site` does not read the `.pth` files again.
-        if names.is_empty() || !add(SitePath { path: folder.clone(), named_by: None }) {
+        // `site` does not read the `.pth` files of a folder that it knows.
+        if paths.iter().any(|known| known.path == folder) {
             continue;
         }
+        let names = tree.names(&folder).map_err(|source| failed(&folder, source))?;
+        // An empty folder is worth no mount.
+        if names.is_empty() {
+            continue;
+        }
+        paths.push(SitePath { path: folder.clone(), named_by: None });
         for name in pth_files(names) {
             let file = folder.join(name);
             let Some(text) = tree.read(&file).map_err(|source| failed(&file, source))? else { continue };
             for line in pth_lines(&text) {
                 let line = Path::new(OsStr::from_bytes(line));
                 if let Some((path, _)) = tree.find(&normal(&folder.join(line))) {
-                    add(SitePath { path, named_by: Some(file.clone()) });
+                    if !paths.iter().any(|known| known.path == path) {
+                        paths.push(SitePath { path, named_by: Some(file.clone()) });
+                    }
                 }
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! The host is the tree whose root is `/`. See `path_resolution(7)` and `RESOLVE_IN_ROOT` in `openat2(2)`.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::io;
@@ -11,10 +13,12 @@ use std::path::{Component, Path, PathBuf};
 /// Links followed before a path counts as a loop, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// A folder seen as `/`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A folder seen as `/`, for as long as one image is looked for: what was found to be a folder is not looked at again.
+#[derive(Debug)]
 pub(crate) struct Tree {
     root: PathBuf,
+    /// Link-free paths that exist.
+    walked: RefCell<HashSet<PathBuf>>,
 }
 
 /// Where a path led.
@@ -29,7 +33,7 @@ pub(crate) struct Resolved {
 impl Tree {
     /// The tree below `root`, a real path.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), walked: RefCell::default() }
     }
 
     /// The host path of a link-free path in the tree.
@@ -39,9 +43,11 @@ impl Tree {
 
     /// Follows every link of an absolute path; `..` stops at the root, absolute links start there.
     pub fn resolve(&self, path: &Path) -> io::Result<Resolved> {
+        let mut walked = self.walked.borrow_mut();
+        let known = path.ancestors().skip(1).find(|up| walked.contains(*up)).unwrap_or(Path::new("/"));
         let mut todo = Vec::new();
-        push_components(&mut todo, path);
-        let mut real = PathBuf::from("/");
+        push_components(&mut todo, path.strip_prefix(known).unwrap_or(path));
+        let mut real = known.to_owned();
         let mut links = Vec::new();
         while let Some(step) = todo.pop() {
             if step == ".." {
@@ -49,6 +55,9 @@ impl Tree {
                 continue;
             }
             real.push(&step);
+            if walked.contains(&real) {
+                continue;
+            }
             match fs::read_link(self.on_host(&real)) {
                 Ok(target) => {
                     if links.len() == MAX_LINKS {
@@ -62,7 +71,9 @@ impl Tree {
                     }
                 }
                 // Not a link.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    walked.insert(real.clone());
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -101,8 +112,12 @@ impl Tree {
 
     /// The names in a folder, unsorted; none where there is no folder.
     pub fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        let Some(real) = self.find_dir(path) else { return Ok(Vec::new()) };
-        fs::read_dir(self.on_host(&real))?.map(|entry| entry.map(|entry| entry.file_name())).collect()
+        let Ok(resolved) = self.resolve(path) else { return Ok(Vec::new()) };
+        match fs::read_dir(self.on_host(&resolved.path)) {
+            Ok(entries) => entries.map(|entry| entry.map(|entry| entry.file_name())).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 }
 
