@@ -1,7 +1,7 @@
 """RSI strategy in plain Python: no pandas, no numpy, no input file, only the standard library.
 
-The prices are 250 daily closes of GOOG, 2012-03-02 to 2013-03-01. Buy when Wilder's RSI crosses up through 35, sell when it
-crosses down through 65, one position at a time, long only.
+The prices are 250 daily closes of GOOG, 2012-03-02 to 2013-03-01. Buy when Wilder's RSI crosses up through 35, sell when
+it crosses down through 65, one position at a time, long only.
 """
 
 import itertools
