@@ -27,7 +27,7 @@ def as_expected(name: str, outcome: dict, status: int) -> bool:
 
 def show_outcome(path: Path) -> None:
     outcome, status = load(path)
-    print(f"\n=== {path.stem}")
+    print(f"\n=== {path.stem}{' (has a bug, on purpose)' if path.stem == 'fails' else ''}")
     print(outcome.get("stdout", ""), outcome.get("stderr", ""), sep="", end="")
     if outcome.get("message"):
         print(f"nsbox: {outcome['message']}")

@@ -1,7 +1,7 @@
 """RSI strategy in plain Python: no pandas, no numpy, no input file, only the standard library.
 
-The prices are 250 daily closes of GOOG, 2012-03-02 to 2013-03-01. Buy when Wilder's RSI crosses up through 35, sell when
-it crosses down through 65, one position at a time, long only.
+The prices are 250 daily closes of GOOG, 2012-03-02 to 2013-03-01. Buy when Wilder's RSI crosses up through 35, sell
+when it crosses down through 65, one position at a time, long only.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from datetime import date
 
 FIRST_DAY = date(2012, 3, 2)
 LAST_DAY = date(2013, 3, 1)
-CLOSES = [float(close) for close in """
+PRICES = """
     621.25 614.25 604.96 606.80 607.14 600.25 605.15 617.78 615.99 621.13
     625.04 633.98 633.49 639.98 646.05 642.59 649.33 647.02 655.76 648.41
     641.24 646.92 642.62 635.15 632.32 630.84 626.86 635.96 651.01 624.60
@@ -40,7 +40,8 @@ CLOSES = [float(close) for close in """
     711.32 704.51 702.87 741.50 754.21 753.67 750.73 753.68 753.83 755.69
     775.60 759.02 765.74 770.17 773.95 785.37 782.42 780.70 782.86 787.82
     792.89 806.85 792.46 795.53 799.71 790.77 790.13 799.78 801.20 806.19
-""".split()]
+"""
+CLOSES = [float(price) for price in PRICES.split()]
 
 PERIOD = 14
 BUY_ABOVE = 35.0
@@ -102,14 +103,15 @@ index = rsi(CLOSES)
 positions, trades = backtest(CLOSES, index)
 
 # The position held after one close earns the change to the next.
-returns = [held * (after / before - 1) for held, (before, after) in zip(positions, itertools.pairwise(CLOSES))]
+days = itertools.pairwise(CLOSES)
+returns = [held * (after / before - 1) for held, (before, after) in zip(positions[:-1], days, strict=True)]
 equity = list(itertools.accumulate(returns, lambda value, change: value * (1 + change), initial=1.0))
 peaks = list(itertools.accumulate(equity, max))
 
 metrics = {
     "sharpe_ratio": statistics.mean(returns) / statistics.stdev(returns) * math.sqrt(TRADING_DAYS),
     "annual_return": equity[-1] ** (TRADING_DAYS / len(returns)) - 1,
-    "max_drawdown": min(value / peak - 1 for value, peak in zip(equity, peaks)),
+    "max_drawdown": min(value / peak - 1 for value, peak in zip(equity, peaks, strict=True)),
     "trades": len(trades),
 }
 signal = "LONG" if positions[-1] else "FLAT"
