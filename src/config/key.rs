@@ -2,6 +2,8 @@
 //!
 //! One table serves the file, the environment, the flags and `nsbox config show`, so none of them can differ.
 
+use std::path::Path;
+
 use serde_json::{Value as Json, json};
 
 use super::render::word;
@@ -103,25 +105,25 @@ pub(super) static KEYS: &[Key] = &[
         |c, v| set(&mut c.fallback_on, v.choices(&MAY_FALL_BACK)),
         |c| json!(c.fallback_on),
     ),
-    Key::new("image", IMAGE, |c, v| set(&mut c.image, v.name_or_path()), |c| json!(c.image)),
+    Key::new("image", IMAGE, |c, v| set(&mut c.image, v.name_or_path()), |c| json!(whole(&c.image))),
     Key::new(
         "python",
         "the path of an interpreter, such as `/usr/bin/python3.12`, or `none`",
         |c, v| set(&mut c.python, v.or_none(Input::path)),
-        |c| json!(c.python),
+        |c| place(c.python.as_deref()),
     ),
     Key::new("check", FLAG, |c, v| set(&mut c.check, v.flag()), |c| json!(c.check)),
     Key::new(
         "policy",
         "the path of a policy file, such as `/etc/nsbox/policy.yaml`, or `none` for the one built in",
         |c, v| set(&mut c.policy, v.or_none(Input::path)),
-        |c| json!(c.policy),
+        |c| place(c.policy.as_deref()),
     ),
     Key::new(
         "seccomp",
         "`default`, `strict`, or the path of a profile in the OCI format",
         |c, v| set(&mut c.seccomp, v.name_or_path()),
-        |c| json!(c.seccomp),
+        |c| json!(whole(&c.seccomp)),
     ),
     Key::new("allow_degraded", FLAG, |c, v| set(&mut c.allow_degraded, v.flag()), |c| json!(c.allow_degraded)),
     Key::new(
@@ -225,7 +227,7 @@ pub(super) static KEYS: &[Key] = &[
         "event_log",
         "the path of a file, such as `logs/sandbox_execution.json.log`, or `none`",
         |c, v| set(&mut c.event_log, v.or_none(Input::path)),
-        |c| json!(c.event_log),
+        |c| place(c.event_log.as_deref()),
     ),
     Key::new(
         "docker.image",
@@ -258,6 +260,16 @@ fn set<T>(slot: &mut T, value: Result<T, Refusal>) -> Result<(), Refusal> {
 
 fn time(time: std::time::Duration) -> Json {
     json!(duration_text(time))
+}
+
+/// A path from the root on: it must mean the same in a file elsewhere.
+fn place(path: Option<&Path>) -> Json {
+    path.map_or(Json::Null, |path| json!(std::path::absolute(path).as_deref().unwrap_or(path).to_string_lossy()))
+}
+
+/// A name as it is, a path from the root on.
+fn whole(name: &str) -> Json {
+    if name.contains('/') { place(Some(Path::new(name))) } else { json!(name) }
 }
 
 fn backend(v: &Input) -> Result<BackendChoice, Refusal> {
