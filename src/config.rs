@@ -1,12 +1,29 @@
 //! What a run may use: the resolved configuration, its defaults, and where each value came from.
 //!
-//! First stage of a run. `config/default.yaml` < the user's file < the environment < command-line flags.
+//! First stage of a run. `config/default.yaml` < the user's file < the environment < command-line flags. The file is the
+//! one named by `--config` or `NSBOX_CONFIG`: nothing is ever read because it lies in the current folder.
+
+mod error;
+mod expand;
+mod file;
+mod key;
+mod render;
+mod resolve;
+mod unit;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::outcome::{Backend, Verdict};
+
+pub use error::Error;
+pub use expand::ExpandError;
+pub use resolve::{Origin, Resolved, Resolver};
+pub use unit::{UnitError, parse_count, parse_duration, parse_size};
+
+/// The built-in configuration as a file with a comment on every key; [`Config::default`] is what it says.
+pub const DEFAULT_YAML: &str = include_str!("../config/default.yaml");
 
 /// The resolved configuration of one run: every field has a value, nothing is left to guess.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +62,8 @@ pub struct Config {
     pub event_log: Option<PathBuf>,
     /// The old system's Docker block.
     pub docker: Docker,
+    /// When statistics over runs raise an alert.
+    pub alerts: Alerts,
 }
 
 /// What `sandbox.backend` may say: one backend by name, or `auto`.
@@ -61,6 +80,15 @@ pub enum BackendChoice {
 pub struct Docker {
     /// The image that the Docker backend runs.
     pub image: String,
+}
+
+/// The thresholds over which statistics raise an alert.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Alerts {
+    /// Share of runs that fell back to another backend, from 0 to 1.
+    pub fallback_rate: f64,
+    /// 95th percentile of a run's whole time.
+    pub p95: Duration,
 }
 
 /// The limits of a run, each enforced by the kernel or the supervisor. Sizes are in bytes.
@@ -94,4 +122,94 @@ pub struct Limits {
     pub result: u64,
     /// All artifacts together.
     pub artifacts: u64,
+}
+
+// Written out, not parsed from `DEFAULT_YAML`: a cold run resolves its configuration in microseconds. A test holds both equal.
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            backend: BackendChoice::Auto,
+            fallback: Vec::new(),
+            fallback_on: vec![Verdict::Unavailable],
+            image: "host".to_owned(),
+            python: None,
+            check: true,
+            policy: None,
+            seccomp: "default".to_owned(),
+            allow_degraded: false,
+            limits: Limits::default(),
+            env: BTreeMap::new(),
+            seed: None,
+            warm: true,
+            preload: vec!["pandas".to_owned(), "numpy".to_owned()],
+            event_log: Some(PathBuf::from("logs/sandbox_execution.json.log")),
+            docker: Docker::default(),
+            alerts: Alerts::default(),
+        }
+    }
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self { image: "nsbox-sandbox:latest".to_owned() }
+    }
+}
+
+impl Default for Alerts {
+    fn default() -> Self {
+        Self { fallback_rate: 0.1, p95: Duration::from_secs(10) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: 2 << 30,
+            cpus: 0.5,
+            pids: 64,
+            disk: 64 << 20,
+            inodes: 16 << 10,
+            timeout: Duration::from_secs(300),
+            setup_timeout: Duration::from_secs(30),
+            cpu_time: None,
+            open_files: 1024,
+            file_size: None,
+            output: 1 << 20,
+            output_kill: false,
+            result: 16 << 20,
+            artifacts: 64 << 20,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_yaml_says_what_default_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("default.yaml");
+        std::fs::write(&path, DEFAULT_YAML).unwrap();
+        let mut resolved = Resolver::new().file(&path).resolve().unwrap();
+        // Paths in a file count from its folder; the built-in one counts from the current folder.
+        let log = resolved.config.event_log.take().unwrap();
+        resolved.config.event_log = Some(log.strip_prefix(folder.path()).unwrap().to_path_buf());
+        assert_eq!(resolved.config, Config::default());
+        assert!(resolved.warnings.is_empty());
+    }
+
+    #[test]
+    fn default_yaml_sets_every_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("default.yaml");
+        std::fs::write(&path, DEFAULT_YAML).unwrap();
+        for (key, origin) in Resolver::new().file(&path).resolve().unwrap().origins() {
+            let Origin::File { line, .. } = origin else { panic!("{key} is not in default.yaml") };
+            let text = DEFAULT_YAML.lines().nth(line - 1).unwrap().trim();
+            let name = key.rsplit('.').next().unwrap();
+            assert!(text.starts_with(&format!("{name}:")), "{key} is said to be at `{text}`");
+        }
+    }
 }
