@@ -93,7 +93,7 @@ impl Caller {
     }
 
     /// The interpreter asked for, or the first on the search path, shims resolved.
-    fn find_python(&self, tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
+    pub(crate) fn find_python(&self, tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
         if let Some(python) = python {
             let python = self.cwd.join(python);
             if let Some(root) = pyenv::shim_root(tree, &python)? {

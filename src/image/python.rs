@@ -222,3 +222,61 @@ impl VenvConfig {
         config
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_names() {
+        let version = |name: &str| Version::parse(OsStr::new(name)).map(|found| (found.minor, found.free_threaded));
+        assert_eq!(version("python3.11"), Some((11, false)));
+        assert_eq!(version("python3.13t"), Some((13, true)));
+        assert_eq!(version("python3.12d"), Some((12, false)));
+        for none in ["python3", "python", "python3.", "python3.x", "python2.7", "python3.11-config", "pypy3.10"] {
+            assert_eq!(version(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn venv_configuration_is_read_as_python_reads_it() {
+        let text = b"HOME=/a\r\n home = /b c \ninclude-system-site-packages = False\nversion = 3.11.7\nhomes = /x\n";
+        let config = VenvConfig::parse(text);
+        assert_eq!(config, VenvConfig { home: Some("/b c".into()), system_site: false });
+        assert_eq!(VenvConfig::parse(b""), VenvConfig { home: None, system_site: true });
+    }
+
+    #[test]
+    fn library_without_a_named_version_must_be_the_only_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = Tree::new(folder.path());
+        let add = |name: &str| {
+            let library = folder.path().join("usr").join(name);
+            fs::create_dir_all(&library).unwrap();
+            fs::write(library.join("os.py"), "").unwrap();
+        };
+        let only = || only_library_below(&tree, Path::new("/usr"));
+        fs::create_dir_all(folder.path().join("usr/lib/python3.12/site-packages")).unwrap();
+        assert_eq!(only(), None, "no landmark");
+        add("lib64/python3.12");
+        assert_eq!(only(), Some((Version { minor: 12, free_threaded: false }, "lib64")));
+        add("lib/python3.11");
+        assert_eq!(only(), None, "two versions");
+    }
+
+    proptest! {
+        #[test]
+        fn venv_configuration_takes_any_bytes(
+            mut text in prop::collection::vec(any::<u8>(), 0..200),
+            home in "/[a-z /]{0,20}[a-z]",
+        ) {
+            text.extend(format!("\nhome = {home}\n").bytes());
+            prop_assert_eq!(VenvConfig::parse(&text).home, Some(PathBuf::from(home)));
+        }
+    }
+}

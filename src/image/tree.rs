@@ -51,6 +51,10 @@ impl Tree {
         let mut links = Vec::new();
         while let Some(step) = todo.pop() {
             if step == ".." {
+                // Only a folder has a `..`.
+                if !fs::symlink_metadata(self.on_host(&real))?.is_dir() {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
                 real.pop();
                 continue;
             }
@@ -129,4 +133,73 @@ fn push_components(stack: &mut Vec<OsString>, path: &Path) {
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     });
     stack.extend(steps.map(OsString::from));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::symlink;
+
+    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+
+    const NAMES: [&str; 8] = ["a", "b", "l0", "l1", "l2", "l3", "..", "file"];
+
+    /// Where the kernel says that a path leads inside `root`.
+    fn kernel(root: &Path, path: &Path) -> Option<PathBuf> {
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let opened = openat2(File::open(root).unwrap(), path, how).ok()?;
+        let real = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).unwrap();
+        Some(Path::new("/").join(real.strip_prefix(root).unwrap()))
+    }
+
+    fn path(steps: &[&str], absolute: bool) -> PathBuf {
+        Path::new(if absolute { "/" } else { "" }).join(steps.join("/"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn resolution_is_the_kernels(
+            links in prop::collection::vec(
+                (select(vec!["", "a", "a/b"]), 0..4, prop::collection::vec(select(&NAMES[..]), 1..4), any::<bool>()),
+                0..6,
+            ),
+            asked in prop::collection::vec(prop::collection::vec(select(&NAMES[..]), 1..6), 1..8),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let root = fs::canonicalize(folder.path()).unwrap();
+            fs::create_dir_all(root.join("a/b")).unwrap();
+            fs::create_dir_all(root.join("b")).unwrap();
+            fs::write(root.join("a/file"), "").unwrap();
+            for (place, number, target, absolute) in &links {
+                // A link of that name may be there already; the first one stays.
+                drop(symlink(path(target, *absolute), root.join(place).join(format!("l{number}"))));
+            }
+            let tree = Tree::new(&root);
+            for steps in &asked {
+                let asked = path(steps, true);
+                let (found, expected) = (tree.resolve(&asked).ok(), kernel(&root, &asked));
+                prop_assert_eq!(found.as_ref().map(|found| &found.path), expected.as_ref(), "{:?}", asked);
+                for (link, target) in found.iter().flat_map(|found| &found.links) {
+                    prop_assert_eq!(&fs::read_link(tree.on_host(link)).unwrap(), target);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn loop_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        symlink("two", folder.path().join("one")).unwrap();
+        symlink("/one", folder.path().join("two")).unwrap();
+        let error = Tree::new(folder.path()).resolve(Path::new("/one")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+    }
 }
