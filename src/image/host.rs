@@ -3,11 +3,8 @@
 //! Bound is what an interpreter needs: the system's programs and libraries, time zones, and the interpreter's own
 //! folders. Homes, `/etc`, `/var` and the rest of the host stay out of sight.
 
-use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::binds::Binds;
@@ -63,18 +60,8 @@ impl Caller {
         let mut skeleton = Skeleton::new();
         let mut binds = Binds::of_host(&tree);
         let local = has_libraries(&tree, Path::new(LOCAL_LIBRARIES)).then_some(LOCAL_LIBRARIES);
-        let mut seen = HashSet::new();
         for path in SYSTEM.into_iter().chain(local) {
-            let Ok(resolved) = tree.resolve(Path::new(path)) else { continue };
-            binds.add_links(resolved.links);
-            if !seen.insert(resolved.path.clone()) {
-                continue;
-            }
-            if is_links_only(&tree, &resolved.path) {
-                skeleton.copy_links(&resolved.path);
-            } else {
-                binds.add(&resolved.path, &layout.executable)?;
-            }
+            binds.add_if_there(Path::new(path), &layout.executable)?;
         }
         binds.add_python(&layout, &site)?;
         skeleton.copy(Path::new("/etc/ld.so.cache"));
@@ -136,17 +123,6 @@ impl Interpreter {
             env: home.into_iter().collect(),
         }
     }
-}
-
-/// Whether a real folder holds nothing but links, as `/usr/lib64` on Debian: copying them saves a mount.
-fn is_links_only(tree: &Tree, path: &Path) -> bool {
-    let folder = tree.on_host(path);
-    // A folder with folders in it has more than two names; a large one is not worth the look.
-    let small = |metadata: fs::Metadata| metadata.is_dir() && metadata.nlink() <= 2 && metadata.size() <= 4096;
-    fs::symlink_metadata(&folder).is_ok_and(small)
-        && fs::read_dir(&folder).is_ok_and(|mut entries| {
-            entries.all(|entry| entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_symlink()))
-        })
 }
 
 /// Whether a folder holds shared libraries, itself or in a folder of Debian's architecture.

@@ -175,7 +175,11 @@ impl Skeleton {
             move |error| (path, error)
         };
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
-        lock.lock().map_err(at(&lock_path))?;
+        while let Err(error) = lock.lock() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err((lock_path, error));
+            }
+        }
         if done.is_dir() {
             return Ok(());
         }
