@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use super::binds::Binds;
 use super::pyenv::{self, Shim};
 use super::python::Layout;
-use super::site::{SitePath, site_paths};
+use super::site::site_paths;
 use super::skeleton::Skeleton;
 use super::tree::Tree;
-use super::{Error, Image, Interpreter};
+use super::{Error, Image};
 
 /// The system's programs and libraries, bound where they exist; links among them, as on merged-/usr hosts, stay links.
 const SYSTEM: [&str; 7] = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"];
@@ -21,8 +21,8 @@ const SYSTEM: [&str; 7] = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/u
 /// Where administrators put libraries that the loader's cache names.
 const LOCAL_LIBRARIES: &str = "/usr/local/lib";
 
-/// The host's own Python as an image: `python`, else the first `python3` on `PATH`. It is found by reading files (pyenv
-/// shims, venvs, Debian's and conda's layouts), never by running it.
+/// The host's own Python as an image: the one at the path `python`, or the first of that name on `PATH`, where `None`
+/// means `python3`. It is found by reading files (pyenv shims, venvs, Debian's and conda's layouts), never by running it.
 ///
 /// # Errors
 /// An [`Error`] that names what was found where no supported Python (3.10 to 3.14) can be told, where it needs a folder
@@ -75,53 +75,32 @@ impl Caller {
             skeleton: skeleton.build(store)?,
             binds,
             late_binds,
-            python: Interpreter::new(layout, site),
+            python: layout.into_interpreter(site),
         })
     }
 
-    /// The interpreter asked for, or the first on the search path, shims resolved.
+    /// The interpreter at a path, or the first of its name on the search path; shims resolved.
     pub(crate) fn find_python(&self, tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
-        if let Some(python) = python {
-            let python = self.cwd.join(python);
-            if let Some(root) = pyenv::shim_root(tree, &python)? {
-                if let Shim::Interpreter(path) = pyenv::resolve(tree, &python, root, self)? {
-                    return Ok(path);
-                }
-            } else {
-                return Ok(python);
-            }
-        }
-        let mut system = false;
-        for folder in env::split_paths(&self.path) {
-            let candidate = self.cwd.join(folder).join("python3");
-            if !tree.is_executable(&candidate) {
-                continue;
-            }
-            let Some(root) = pyenv::shim_root(tree, &candidate)? else { return Ok(candidate) };
-            if system {
-                continue;
-            }
-            match pyenv::resolve(tree, &candidate, root, self)? {
-                Shim::Interpreter(path) => return Ok(path),
-                Shim::System => system = true,
-            }
-        }
-        Err(Error::NoPython { searched: self.path.clone() })
-    }
-}
+        let python = python.unwrap_or(Path::new("python3"));
+        // As in a shell, what has no slash is looked for.
+        let is_name = python.parent() == Some(Path::new(""));
+        let given = (!is_name).then(|| self.cwd.join(python));
+        let name = python.file_name().unwrap_or_default();
+        let searched = env::split_paths(&self.path).map(|folder| self.cwd.join(folder).join(name));
+        let searched = searched.filter(|candidate| tree.is_executable(candidate));
 
-impl Interpreter {
-    pub(crate) fn new(layout: Layout, site: Vec<SitePath>) -> Self {
-        let home = layout.needs_home.then(|| ("PYTHONHOME".to_owned(), layout.base_prefix.clone().into_os_string()));
-        Self {
-            version: (3, layout.version.minor),
-            cache_tag: layout.cache_tag(),
-            executable: layout.executable,
-            prefix: layout.prefix,
-            base_prefix: layout.base_prefix,
-            sys_path: site.into_iter().map(|entry| entry.path).collect(),
-            env: home.into_iter().collect(),
+        let mut system = false;
+        for candidate in given.into_iter().chain(searched) {
+            match pyenv::shim_root(tree, &candidate)? {
+                None => return Ok(candidate),
+                Some(_) if system => {}
+                Some(root) => match pyenv::resolve(tree, &candidate, root, self)? {
+                    Shim::Interpreter(path) => return Ok(path),
+                    Shim::System => system = true,
+                },
+            }
         }
+        Err(Error::NoPython { name: name.to_owned(), searched: self.path.clone() })
     }
 }
 

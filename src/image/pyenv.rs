@@ -206,6 +206,22 @@ mod tests {
     }
 
     #[test]
+    fn name_is_looked_for_and_a_path_is_not() {
+        let mut pyenv = pyenv(&["3.11.9"]);
+        let root = pyenv.folder.path().to_owned();
+        executable(&root.join("system/python3.12"), "");
+        let found = |caller: &Caller, python: &str| caller.find_python(&Tree::new("/"), Some(Path::new(python)));
+        assert_eq!(found(&pyenv.caller, "python3.12").unwrap(), root.join("system/python3.12"));
+        assert_eq!(found(&pyenv.caller, "./python3.12").unwrap(), pyenv.caller.cwd.join("./python3.12"));
+        assert_eq!(found(&pyenv.caller, "python3.9").unwrap_err().code(), "image-no-python");
+        // A shim that is named stands for what pyenv makes of it.
+        let shim = root.join("shims/python3");
+        pyenv.caller.pyenv_version = Some("3.11.9".into());
+        let expected = root.join("versions/3.11.9/bin/python3");
+        assert_eq!(pyenv.caller.find_python(&Tree::new("/"), Some(&shim)).unwrap(), expected);
+    }
+
+    #[test]
     fn search_without_any_python_names_the_path() {
         let mut pyenv = pyenv(&[]);
         pyenv.caller.path = "/nonexistent:/dev/null".into();

@@ -7,8 +7,9 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::site::SitePath;
 use super::tree::Tree;
-use super::{Error, MINORS};
+use super::{Error, Interpreter, MINORS};
 
 /// Venvs whose base is a venv, before it counts as a loop.
 const MAX_VENVS: u8 = 8;
@@ -126,9 +127,18 @@ impl Layout {
         Ok(layout)
     }
 
-    /// What `sys.implementation.cache_tag` is.
-    pub fn cache_tag(&self) -> String {
-        format!("cpython-3{}", self.version.minor)
+    /// What the guest's runner is told, with what `site` would have added.
+    pub fn into_interpreter(self, site: Vec<SitePath>) -> Interpreter {
+        let home = self.needs_home.then(|| ("PYTHONHOME".to_owned(), self.base_prefix.clone().into_os_string()));
+        Interpreter {
+            version: (3, self.version.minor),
+            cache_tag: format!("cpython-3{}", self.version.minor),
+            executable: self.executable,
+            prefix: self.prefix,
+            base_prefix: self.base_prefix,
+            sys_path: site.into_iter().map(|entry| entry.path).collect(),
+            env: home.into_iter().collect(),
+        }
     }
 }
 

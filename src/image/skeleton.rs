@@ -305,8 +305,10 @@ fn make_shelf(store: &Path, shelf: &Path) -> Result<(), Error> {
         let path = path.to_owned();
         move |source| Error::Skeleton { path, source }
     };
-    fs::create_dir_all(store).map_err(failed(store))?;
-    match DirBuilder::new().mode(0o755).create(shelf) {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o755);
+    builder.recursive(true).create(store).map_err(failed(store))?;
+    match builder.recursive(false).create(shelf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(shelf)(error)),
         Err(_) => {}
         Ok(()) => fs::set_permissions(shelf, Permissions::from_mode(0o755)).map_err(failed(shelf))?,

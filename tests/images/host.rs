@@ -136,6 +136,47 @@ fn venv_reached_through_links_brings_them_along() {
 }
 
 #[test]
+fn venv_of_an_installation_behind_a_linked_folder_runs_in_its_root() {
+    let store = store();
+    for python in interpreters() {
+        // As uv keeps them: the venv's home names a link to the folder of the patch version.
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let real = fs::canonicalize(&python).unwrap();
+        let linked = folder.path().join("cpython-3");
+        symlink(real.parent().unwrap().parent().unwrap(), &linked).unwrap();
+        let executable = linked.join("bin").join(real.file_name().unwrap());
+        let venv_folder = folder.path().join("env");
+        venv(&python, &venv_folder, &[]);
+        fs::remove_file(venv_folder.join("bin/python3")).unwrap();
+        symlink(&executable, venv_folder.join("bin/python3")).unwrap();
+        fs::write(venv_folder.join("pyvenv.cfg"), format!("home = {}\n", linked.join("bin").display())).unwrap();
+        let image = image::host(Some(&venv_folder.join("bin/python3")), store.path()).unwrap();
+        assert!(image.python.env.is_empty(), "{image:#?}");
+        if let Some(inside) = run_inside(&image, "import json, os; print(os.path.realpath(sys.base_prefix))") {
+            assert_eq!(Path::new(inside.trim()), image.python.base_prefix);
+        }
+    }
+}
+
+#[test]
+fn venv_whose_home_lost_its_library_is_told_where_it_is() {
+    let store = store();
+    for python in interpreters() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let venv_folder = folder.path().join("env");
+        venv(&python, &venv_folder, &[]);
+        let elsewhere = folder.path().join("bin");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(venv_folder.join("pyvenv.cfg"), format!("home = {}\n", elsewhere.display())).unwrap();
+        let image = image::host(Some(&venv_folder.join("bin/python3")), store.path()).unwrap();
+        assert_eq!(image.python.env, [("PYTHONHOME".to_owned(), image.python.base_prefix.clone().into())]);
+        if let Some(inside) = run_inside(&image, "import json; print(sys.base_prefix, json.__file__)") {
+            assert!(inside.starts_with(image.python.base_prefix.to_str().unwrap()), "{inside}");
+        }
+    }
+}
+
+#[test]
 fn venv_with_a_name_that_is_no_text_runs_in_its_root() {
     let store = store();
     for python in interpreters() {
