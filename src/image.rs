@@ -107,9 +107,11 @@ pub struct Interpreter {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No `python3` on the search path.
-    #[error("found no python3 in {searched:?}: name an interpreter with --python PATH")]
+    /// No such interpreter on the search path.
+    #[error("found no {name:?} in {searched:?}: name an interpreter with --python PATH")]
     NoPython {
+        /// The name looked for.
+        name: OsString,
         /// The folders looked through.
         searched: OsString,
     },

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::python::Layout;
@@ -59,12 +60,14 @@ pub(crate) struct Binds<'t> {
     /// Link-free paths in the tree, each to be bound at the same path in the guest.
     paths: BTreeMap<PathBuf, Kind>,
     links: BTreeMap<PathBuf, PathBuf>,
+    /// Folders that hold nothing but links, copied instead of bound.
+    copied: BTreeSet<PathBuf>,
 }
 
 impl<'t> Binds<'t> {
     /// Binds of the host: only what Python needs.
     pub fn of_host(tree: &'t Tree) -> Self {
-        Self { tree, on_host: true, paths: BTreeMap::new(), links: BTreeMap::new() }
+        Self { tree, on_host: true, paths: BTreeMap::new(), links: BTreeMap::new(), copied: BTreeSet::new() }
     }
 
     /// Binds of an image, which holds nothing to hide.
@@ -105,13 +108,21 @@ impl<'t> Binds<'t> {
         if whole {
             return self.add(prefix, needed_by);
         }
-        for part in PARTS {
-            if let Ok(resolved) = self.tree.resolve(&prefix.join(part)) {
-                self.add_links(resolved.links);
-                self.add(&resolved.path, needed_by)?;
-            }
+        PARTS.iter().try_for_each(|part| self.add_if_there(&prefix.join(part), needed_by))
+    }
+
+    /// A folder or file that may be missing, with the links that lead to it.
+    pub fn add_if_there(&mut self, path: &Path, needed_by: &Path) -> Result<(), Error> {
+        let Ok(resolved) = self.tree.resolve(path) else { return Ok(()) };
+        self.add_links(resolved.links);
+        if self.copied.contains(&resolved.path) || self.is_bound(&resolved.path) {
+            return Ok(());
         }
-        Ok(())
+        if self.is_links_only(&resolved.path) {
+            self.copied.insert(resolved.path);
+            return Ok(());
+        }
+        self.add(&resolved.path, needed_by)
     }
 
     /// A folder or file by its real path.
@@ -128,11 +139,22 @@ impl<'t> Binds<'t> {
     }
 
     fn kind(&self, real: &Path) -> Result<Kind, Error> {
-        let path = self.tree.on_host(real);
-        match fs::symlink_metadata(&path) {
+        match self.tree.look(real) {
             Ok(metadata) => Ok(if metadata.is_dir() { Kind::Dir } else { Kind::File }),
-            Err(source) => Err(Error::Read { path, source }),
+            Err(source) => Err(Error::Read { path: self.tree.on_host(real), source }),
         }
+    }
+
+    /// Whether a folder of the host holds nothing but links, as `/usr/lib64` on Debian: copying them saves a mount.
+    fn is_links_only(&self, real: &Path) -> bool {
+        // A folder with folders in it has more than two names; a large one is not worth the look.
+        let small = |metadata: Metadata| metadata.is_dir() && metadata.nlink() <= 2 && metadata.size() <= 4096;
+        self.on_host
+            && !is_private(real)
+            && self.tree.look(real).is_ok_and(small)
+            && fs::read_dir(real).is_ok_and(|mut entries| {
+                entries.all(|entry| entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_symlink()))
+            })
     }
 
     /// Whether a path is bound already, itself or with a folder above it.
@@ -152,7 +174,7 @@ impl<'t> Binds<'t> {
     }
 
     /// Puts mount points and links into the skeleton. Returns the binds, and those that come after the private tmpfs.
-    pub fn finish(mut self, skeleton: &mut Skeleton) -> Result<(Vec<Bind>, Vec<Bind>), Error> {
+    pub fn finish(self, skeleton: &mut Skeleton) -> Result<(Vec<Bind>, Vec<Bind>), Error> {
         let bind = |real: &Path, target: &Path, kind| Bind {
             source: self.tree.on_host(real),
             target: target.to_owned(),
@@ -178,8 +200,10 @@ impl<'t> Binds<'t> {
             }
             early.push(bind(path, path, *kind));
         }
-        let links = std::mem::take(&mut self.links);
-        for (path, target) in links.iter().filter(|(path, _)| !self.is_bound(path)) {
+        for path in &self.copied {
+            skeleton.copy_links(path);
+        }
+        for (path, target) in self.links.iter().filter(|(path, _)| !self.is_bound(path)) {
             if is_private(path) {
                 // The tmpfs is made anew for each run: what the link leads to is bound in the link's place.
                 let real =

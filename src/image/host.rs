@@ -3,20 +3,17 @@
 //! Bound is what an interpreter needs: the system's programs and libraries, time zones, and the interpreter's own
 //! folders. Homes, `/etc`, `/var` and the rest of the host stay out of sight.
 
-use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::binds::Binds;
 use super::pyenv::{self, Shim};
 use super::python::Layout;
-use super::site::{SitePath, site_paths};
+use super::site::site_paths;
 use super::skeleton::Skeleton;
 use super::tree::Tree;
-use super::{Error, Image, Interpreter};
+use super::{Error, Image};
 
 /// The system's programs and libraries, bound where they exist; links among them, as on merged-/usr hosts, stay links.
 const SYSTEM: [&str; 7] = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"];
@@ -24,8 +21,8 @@ const SYSTEM: [&str; 7] = ["/bin", "/lib", "/lib64", "/usr/bin", "/usr/lib", "/u
 /// Where administrators put libraries that the loader's cache names.
 const LOCAL_LIBRARIES: &str = "/usr/local/lib";
 
-/// The host's own Python as an image: `python`, else the first `python3` on `PATH`. It is found by reading files (pyenv
-/// shims, venvs, Debian's and conda's layouts), never by running it.
+/// The host's own Python as an image: the one at the path `python`, or the first of that name on `PATH`, where `None`
+/// means `python3`. It is found by reading files (pyenv shims, venvs, Debian's and conda's layouts), never by running it.
 ///
 /// # Errors
 /// An [`Error`] that names what was found where no supported Python (3.10 to 3.14) can be told, where it needs a folder
@@ -63,18 +60,8 @@ impl Caller {
         let mut skeleton = Skeleton::new();
         let mut binds = Binds::of_host(&tree);
         let local = has_libraries(&tree, Path::new(LOCAL_LIBRARIES)).then_some(LOCAL_LIBRARIES);
-        let mut seen = HashSet::new();
         for path in SYSTEM.into_iter().chain(local) {
-            let Ok(resolved) = tree.resolve(Path::new(path)) else { continue };
-            binds.add_links(resolved.links);
-            if !seen.insert(resolved.path.clone()) {
-                continue;
-            }
-            if is_links_only(&tree, &resolved.path) {
-                skeleton.copy_links(&resolved.path);
-            } else {
-                binds.add(&resolved.path, &layout.executable)?;
-            }
+            binds.add_if_there(Path::new(path), &layout.executable)?;
         }
         binds.add_python(&layout, &site)?;
         skeleton.copy(Path::new("/etc/ld.so.cache"));
@@ -88,65 +75,33 @@ impl Caller {
             skeleton: skeleton.build(store)?,
             binds,
             late_binds,
-            python: Interpreter::new(layout, site),
+            python: layout.into_interpreter(site),
         })
     }
 
-    /// The interpreter asked for, or the first on the search path, shims resolved.
-    fn find_python(&self, tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
-        if let Some(python) = python {
-            let python = self.cwd.join(python);
-            if let Some(root) = pyenv::shim_root(tree, &python)? {
-                if let Shim::Interpreter(path) = pyenv::resolve(tree, &python, root, self)? {
-                    return Ok(path);
-                }
-            } else {
-                return Ok(python);
-            }
-        }
+    /// The interpreter at a path, or the first of its name on the search path; shims resolved.
+    pub(crate) fn find_python(&self, tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
+        let python = python.unwrap_or(Path::new("python3"));
+        // As in a shell, what has no slash is looked for.
+        let is_name = python.parent() == Some(Path::new(""));
+        let given = (!is_name).then(|| self.cwd.join(python));
+        let name = python.file_name().unwrap_or_default();
+        let searched = env::split_paths(&self.path).map(|folder| self.cwd.join(folder).join(name));
+        let searched = searched.filter(|candidate| tree.is_executable(candidate));
+
         let mut system = false;
-        for folder in env::split_paths(&self.path) {
-            let candidate = self.cwd.join(folder).join("python3");
-            if !tree.is_executable(&candidate) {
-                continue;
-            }
-            let Some(root) = pyenv::shim_root(tree, &candidate)? else { return Ok(candidate) };
-            if system {
-                continue;
-            }
-            match pyenv::resolve(tree, &candidate, root, self)? {
-                Shim::Interpreter(path) => return Ok(path),
-                Shim::System => system = true,
+        for candidate in given.into_iter().chain(searched) {
+            match pyenv::shim_root(tree, &candidate)? {
+                None => return Ok(candidate),
+                Some(_) if system => {}
+                Some(root) => match pyenv::resolve(tree, &candidate, root, self)? {
+                    Shim::Interpreter(path) => return Ok(path),
+                    Shim::System => system = true,
+                },
             }
         }
-        Err(Error::NoPython { searched: self.path.clone() })
+        Err(Error::NoPython { name: name.to_owned(), searched: self.path.clone() })
     }
-}
-
-impl Interpreter {
-    pub(crate) fn new(layout: Layout, site: Vec<SitePath>) -> Self {
-        let home = layout.needs_home.then(|| ("PYTHONHOME".to_owned(), layout.base_prefix.clone().into_os_string()));
-        Self {
-            version: (3, layout.version.minor),
-            cache_tag: layout.cache_tag(),
-            executable: layout.executable,
-            prefix: layout.prefix,
-            base_prefix: layout.base_prefix,
-            sys_path: site.into_iter().map(|entry| entry.path).collect(),
-            env: home.into_iter().collect(),
-        }
-    }
-}
-
-/// Whether a real folder holds nothing but links, as `/usr/lib64` on Debian: copying them saves a mount.
-fn is_links_only(tree: &Tree, path: &Path) -> bool {
-    let folder = tree.on_host(path);
-    // A folder with folders in it has more than two names; a large one is not worth the look.
-    let small = |metadata: fs::Metadata| metadata.is_dir() && metadata.nlink() <= 2 && metadata.size() <= 4096;
-    fs::symlink_metadata(&folder).is_ok_and(small)
-        && fs::read_dir(&folder).is_ok_and(|mut entries| {
-            entries.all(|entry| entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_symlink()))
-        })
 }
 
 /// Whether a folder holds shared libraries, itself or in a folder of Debian's architecture.

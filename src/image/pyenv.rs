@@ -99,3 +99,134 @@ fn latest(names: &[OsString], prefix: &OsStr) -> Option<OsString> {
     });
     matching.max().map(|(_, name)| name.clone())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    struct Pyenv {
+        folder: tempfile::TempDir,
+        caller: Caller,
+    }
+
+    /// A pyenv with versions whose interpreters are empty executables, and its shim first on the search path.
+    fn pyenv(versions: &[&str]) -> Pyenv {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for version in versions {
+            executable(&root.join("versions").join(version).join("bin/python3"), "");
+        }
+        executable(&root.join("shims/python3"), "#!/usr/bin/env bash\nexec pyenv exec python3\n");
+        executable(&root.join("system/python3"), "");
+        fs::create_dir_all(root.join("project/deep")).unwrap();
+        let path = format!("{0}/empty:{0}/shims:{0}/system", root.display()).into();
+        let caller = Caller { path, cwd: root.join("project/deep"), pyenv_version: None };
+        Pyenv { folder, caller }
+    }
+
+    fn executable(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    impl Pyenv {
+        fn found(&self) -> Result<PathBuf, Error> {
+            let found = self.caller.find_python(&Tree::new("/"), None)?;
+            Ok(found.strip_prefix(self.folder.path()).unwrap().to_owned())
+        }
+
+        fn found_with(&mut self, version: &str) -> Result<PathBuf, Error> {
+            self.caller.pyenv_version = Some(version.into());
+            self.found()
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            fs::write(self.folder.path().join(path), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn shim_follows_variable_then_local_then_global() {
+        let mut pyenv = pyenv(&["3.10.1", "3.11.2", "3.12.3", "3.13.4"]);
+        assert_eq!(pyenv.found().unwrap(), Path::new("system/python3"));
+        pyenv.write("version", "3.10.1\n");
+        assert_eq!(pyenv.found().unwrap(), Path::new("versions/3.10.1/bin/python3"));
+        pyenv.write("project/.python-version", "# ours\n\n  3.11.2 ignored\r\n");
+        assert_eq!(pyenv.found().unwrap(), Path::new("versions/3.11.2/bin/python3"));
+        pyenv.write("project/deep/.python-version", "3.12.3");
+        assert_eq!(pyenv.found().unwrap(), Path::new("versions/3.12.3/bin/python3"));
+        assert_eq!(pyenv.found_with("3.13.4").unwrap(), Path::new("versions/3.13.4/bin/python3"));
+        assert_eq!(pyenv.found_with("system").unwrap(), Path::new("system/python3"));
+    }
+
+    #[test]
+    fn shim_takes_the_latest_release_of_a_prefix() {
+        let mut pyenv = pyenv(&["3.11.9", "3.11.10", "3.11.11rc1", "3.1.0", "3.13.2", "3.13.3t", "3.14-dev"]);
+        assert_eq!(pyenv.found_with("3.11").unwrap(), Path::new("versions/3.11.10/bin/python3"));
+        assert_eq!(pyenv.found_with("python-3.11").unwrap(), Path::new("versions/3.11.10/bin/python3"));
+        assert_eq!(pyenv.found_with("3.13").unwrap(), Path::new("versions/3.13.2/bin/python3"));
+        assert_eq!(pyenv.found_with("3.13t").unwrap(), Path::new("versions/3.13.3t/bin/python3"));
+        assert_eq!(pyenv.found_with("3.14-dev").unwrap(), Path::new("versions/3.14-dev/bin/python3"));
+    }
+
+    #[test]
+    fn shim_of_a_missing_version_names_it_and_its_origin() {
+        let mut pyenv = pyenv(&["3.11.9"]);
+        let error = pyenv.found_with("3.12").unwrap_err();
+        assert_eq!(error.code(), "image-shim");
+        assert!(error.to_string().contains("3.12") && error.to_string().contains("PYENV_VERSION"), "{error}");
+        pyenv.caller.pyenv_version = None;
+        pyenv.write("project/.python-version", "3.9.9\n");
+        assert!(pyenv.found().unwrap_err().to_string().contains("project/.python-version"));
+    }
+
+    #[test]
+    fn shim_passes_over_versions_without_the_program_and_over_paths() {
+        let mut pyenv = pyenv(&["3.11.9"]);
+        fs::create_dir_all(pyenv.folder.path().join("versions/tools/bin")).unwrap();
+        assert_eq!(pyenv.found_with("tools:3.11.9").unwrap(), Path::new("versions/3.11.9/bin/python3"));
+        assert_eq!(pyenv.found_with("tools").unwrap_err().code(), "image-shim");
+        pyenv.caller.pyenv_version = None;
+        pyenv.write("version", "..\n../../system\n3.11.9\n");
+        assert_eq!(pyenv.found().unwrap(), Path::new("versions/3.11.9/bin/python3"));
+    }
+
+    #[test]
+    fn shim_reached_by_a_link_to_its_folder_is_a_shim() {
+        let mut pyenv = pyenv(&["3.11.9"]);
+        let root = pyenv.folder.path().to_owned();
+        symlink(&root, root.join("linked")).unwrap();
+        pyenv.caller.path = root.join("linked/shims").into();
+        assert_eq!(pyenv.found_with("3.11.9").unwrap(), Path::new("linked/versions/3.11.9/bin/python3"));
+    }
+
+    #[test]
+    fn name_is_looked_for_and_a_path_is_not() {
+        let mut pyenv = pyenv(&["3.11.9"]);
+        let root = pyenv.folder.path().to_owned();
+        executable(&root.join("system/python3.12"), "");
+        let found = |caller: &Caller, python: &str| caller.find_python(&Tree::new("/"), Some(Path::new(python)));
+        assert_eq!(found(&pyenv.caller, "python3.12").unwrap(), root.join("system/python3.12"));
+        assert_eq!(found(&pyenv.caller, "./python3.12").unwrap(), pyenv.caller.cwd.join("./python3.12"));
+        assert_eq!(found(&pyenv.caller, "python3.9").unwrap_err().code(), "image-no-python");
+        // A shim that is named stands for what pyenv makes of it.
+        let shim = root.join("shims/python3");
+        pyenv.caller.pyenv_version = Some("3.11.9".into());
+        let expected = root.join("versions/3.11.9/bin/python3");
+        assert_eq!(pyenv.caller.find_python(&Tree::new("/"), Some(&shim)).unwrap(), expected);
+    }
+
+    #[test]
+    fn search_without_any_python_names_the_path() {
+        let mut pyenv = pyenv(&[]);
+        pyenv.caller.path = "/nonexistent:/dev/null".into();
+        let error = pyenv.found().unwrap_err();
+        assert_eq!(error.code(), "image-no-python");
+        assert!(error.to_string().contains("/nonexistent:/dev/null"), "{error}");
+    }
+}

@@ -7,8 +7,9 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::site::SitePath;
 use super::tree::Tree;
-use super::{Error, MINORS};
+use super::{Error, Interpreter, MINORS};
 
 /// Venvs whose base is a venv, before it counts as a loop.
 const MAX_VENVS: u8 = 8;
@@ -126,9 +127,18 @@ impl Layout {
         Ok(layout)
     }
 
-    /// What `sys.implementation.cache_tag` is.
-    pub fn cache_tag(&self) -> String {
-        format!("cpython-3{}", self.version.minor)
+    /// What the guest's runner is told, with what `site` would have added.
+    pub fn into_interpreter(self, site: Vec<SitePath>) -> Interpreter {
+        let home = self.needs_home.then(|| ("PYTHONHOME".to_owned(), self.base_prefix.clone().into_os_string()));
+        Interpreter {
+            version: (3, self.version.minor),
+            cache_tag: format!("cpython-3{}", self.version.minor),
+            executable: self.executable,
+            prefix: self.prefix,
+            base_prefix: self.base_prefix,
+            sys_path: site.into_iter().map(|entry| entry.path).collect(),
+            env: home.into_iter().collect(),
+        }
     }
 }
 
@@ -220,5 +230,63 @@ impl VenvConfig {
             }
         }
         config
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_names() {
+        let version = |name: &str| Version::parse(OsStr::new(name)).map(|found| (found.minor, found.free_threaded));
+        assert_eq!(version("python3.11"), Some((11, false)));
+        assert_eq!(version("python3.13t"), Some((13, true)));
+        assert_eq!(version("python3.12d"), Some((12, false)));
+        for none in ["python3", "python", "python3.", "python3.x", "python2.7", "python3.11-config", "pypy3.10"] {
+            assert_eq!(version(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn venv_configuration_is_read_as_python_reads_it() {
+        let text = b"HOME=/a\r\n home = /b c \ninclude-system-site-packages = False\nversion = 3.11.7\nhomes = /x\n";
+        let config = VenvConfig::parse(text);
+        assert_eq!(config, VenvConfig { home: Some("/b c".into()), system_site: false });
+        assert_eq!(VenvConfig::parse(b""), VenvConfig { home: None, system_site: true });
+    }
+
+    #[test]
+    fn library_without_a_named_version_must_be_the_only_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = Tree::new(folder.path());
+        let add = |name: &str| {
+            let library = folder.path().join("usr").join(name);
+            fs::create_dir_all(&library).unwrap();
+            fs::write(library.join("os.py"), "").unwrap();
+        };
+        let only = || only_library_below(&tree, Path::new("/usr"));
+        fs::create_dir_all(folder.path().join("usr/lib/python3.12/site-packages")).unwrap();
+        assert_eq!(only(), None, "no landmark");
+        add("lib64/python3.12");
+        assert_eq!(only(), Some((Version { minor: 12, free_threaded: false }, "lib64")));
+        add("lib/python3.11");
+        assert_eq!(only(), None, "two versions");
+    }
+
+    proptest! {
+        #[test]
+        fn venv_configuration_takes_any_bytes(
+            mut text in prop::collection::vec(any::<u8>(), 0..200),
+            home in "/[a-z /]{0,20}[a-z]",
+        ) {
+            text.extend(format!("\nhome = {home}\n").bytes());
+            prop_assert_eq!(VenvConfig::parse(&text).home, Some(PathBuf::from(home)));
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::python::Layout;
 use super::site::site_paths;
 use super::skeleton::{Skeleton, synthetic};
 use super::tree::Tree;
-use super::{Bind, Error, Image, Interpreter, Kind};
+use super::{Bind, Error, Image, Kind};
 
 /// Where an image's interpreter is looked for: the usual places of a system, of official images, of venvs and of conda.
 const SEARCH: [&str; 5] = ["/opt/venv/bin", "/opt/conda/bin", "/usr/local/bin", "/usr/bin", "/bin"];
@@ -43,7 +43,7 @@ pub fn rootfs(path: &Path, python: Option<&Path>, store: &Path) -> Result<Image,
         skeleton,
         binds,
         late_binds,
-        python: Interpreter::new(layout, site),
+        python: layout.into_interpreter(site),
     })
 }
 
@@ -54,7 +54,7 @@ fn find_python(tree: &Tree, python: Option<&Path>) -> Result<PathBuf, Error> {
     let mut candidates = SEARCH.iter().map(|folder| Path::new(folder).join("python3"));
     candidates
         .find(|path| tree.is_executable(path))
-        .ok_or_else(|| Error::NoPython { searched: SEARCH.join(":").into() })
+        .ok_or_else(|| Error::NoPython { name: "python3".into(), searched: SEARCH.join(":").into() })
 }
 
 /// The top of the image: folders and files become binds, links stay links. What is no more than an empty folder needs

@@ -39,10 +39,9 @@ pub(crate) fn site_paths(tree: &Tree, layout: &Layout) -> Result<Vec<SitePath>, 
             let Some(text) = tree.read(&file).map_err(|source| failed(&file, source))? else { continue };
             for line in pth_lines(&text) {
                 let line = Path::new(OsStr::from_bytes(line));
-                if let Some((path, _)) = tree.find(&normal(&folder.join(line))) {
-                    if !paths.iter().any(|known| known.path == path) {
-                        paths.push(SitePath { path, named_by: Some(file.clone()) });
-                    }
+                let Some((path, _)) = tree.find(&normal(&folder.join(line))) else { continue };
+                if !paths.iter().any(|known| known.path == path) {
+                    paths.push(SitePath { path, named_by: Some(file.clone()) });
                 }
             }
         }
@@ -109,4 +108,61 @@ fn normal(path: &Path) -> PathBuf {
         }
     }
     normal
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+
+    fn lines(text: &[u8]) -> Vec<&[u8]> {
+        pth_lines(text).collect()
+    }
+
+    #[test]
+    fn pth_lines_are_the_paths() {
+        let text = b"\xef\xbb\xbffirst\n#comment\nimport os\nimport\tos\nimportant\r\n \t\n  led\x0c \rlast";
+        assert_eq!(lines(text), [&b"first"[..], b"important", b"  led", b"last"]);
+    }
+
+    #[test]
+    fn pth_files_are_sorted_and_not_hidden() {
+        let names = ["b.pth", ".hidden.pth", "a.pth", "c.pth.bak", "pth"].map(OsString::from);
+        assert_eq!(pth_files(names.to_vec()), ["a.pth", "b.pth"]);
+    }
+
+    #[test]
+    fn normal_paths_do_not_leave_the_root() {
+        assert_eq!(normal(Path::new("/a/./b/../../../c")), Path::new("/c"));
+    }
+
+    proptest! {
+        #[test]
+        fn pth_lines_keep_every_path_in_order(
+            paths in prop::collection::vec("[a-z/.]{1,12}(_ [a-z]{1,4})?", 0..8),
+            noise in prop::collection::vec(select(vec!["", "  ", "# x", "import x", "import\tx; y", "\0"]), 0..9),
+            end in select(vec!["\n", "\r\n", "\r"]),
+        ) {
+            let mut text = String::new();
+            for at in 0..paths.len().max(noise.len()) {
+                for line in [paths.get(at).map(String::as_str), noise.get(at).copied()].into_iter().flatten() {
+                    text.push_str(line);
+                    text.push_str(end);
+                }
+            }
+            let expected: Vec<&[u8]> = paths.iter().map(String::as_bytes).collect();
+            prop_assert_eq!(lines(text.as_bytes()), expected);
+        }
+
+        #[test]
+        fn pth_lines_of_any_bytes_could_be_paths(text in prop::collection::vec(any::<u8>(), 0..200)) {
+            for line in pth_lines(&text) {
+                prop_assert!(!line.is_empty() && !line.iter().any(|byte| matches!(byte, 0 | b'\n' | b'\r')));
+                prop_assert!(!line.starts_with(b"#") && !line.starts_with(b"import "));
+            }
+        }
+    }
 }

@@ -175,7 +175,11 @@ impl Skeleton {
             move |error| (path, error)
         };
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
-        lock.lock().map_err(at(&lock_path))?;
+        while let Err(error) = lock.lock() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err((lock_path, error));
+            }
+        }
         if done.is_dir() {
             return Ok(());
         }
@@ -301,11 +305,99 @@ fn make_shelf(store: &Path, shelf: &Path) -> Result<(), Error> {
         let path = path.to_owned();
         move |source| Error::Skeleton { path, source }
     };
-    fs::create_dir_all(store).map_err(failed(store))?;
-    match DirBuilder::new().mode(0o755).create(shelf) {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o755);
+    builder.recursive(true).create(store).map_err(failed(store))?;
+    match builder.recursive(false).create(shelf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(shelf)(error)),
         Err(_) => {}
         Ok(()) => fs::set_permissions(shelf, Permissions::from_mode(0o755)).map_err(failed(shelf))?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn built(skeleton: &Skeleton, store: &Path) -> PathBuf {
+        skeleton.build(store).unwrap()
+    }
+
+    #[test]
+    fn skeleton_of_the_same_content_is_reused() {
+        let store = tempfile::tempdir().unwrap();
+        let first = built(&Skeleton::new(), store.path());
+        let inode = fs::metadata(&first).unwrap().ino();
+        assert_eq!(fs::metadata(built(&Skeleton::new(), store.path())).unwrap().ino(), inode);
+        let mut other = Skeleton::new();
+        other.link(Path::new("/bin"), Path::new("usr/bin"));
+        let second = built(&other, store.path());
+        assert_ne!(first, second);
+        assert_eq!(fs::read_link(second.join("bin")).unwrap(), Path::new("usr/bin"));
+    }
+
+    #[test]
+    fn skeleton_follows_a_change_of_what_it_copies() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        let copied = |text: &str| {
+            fs::write(&source, text).unwrap();
+            let mut skeleton = Skeleton::new();
+            skeleton.copy(&source);
+            let place = source.strip_prefix("/").unwrap();
+            fs::read_to_string(built(&skeleton, folder.path()).join(place)).unwrap()
+        };
+        assert_eq!(copied("one"), "one");
+        assert_eq!(copied("other"), "other");
+    }
+
+    #[test]
+    fn skeleton_copies_links_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fs::create_dir(&source).unwrap();
+        symlink("/usr/lib/a", source.join("link")).unwrap();
+        fs::write(source.join("secret"), "").unwrap();
+        let mut skeleton = Skeleton::new();
+        skeleton.copy_links(&source);
+        let copy = built(&skeleton, folder.path()).join(source.strip_prefix("/").unwrap());
+        assert_eq!(fs::read_dir(&copy).unwrap().count(), 1);
+        assert_eq!(fs::read_link(copy.join("link")).unwrap(), Path::new("/usr/lib/a"));
+    }
+
+    #[test]
+    fn skeleton_is_built_over_the_remains_of_a_dead_builder() {
+        let store = tempfile::tempdir().unwrap();
+        let remains = store.path().join("skeletons/.building/etc");
+        fs::create_dir_all(&remains).unwrap();
+        fs::write(remains.join("passwd"), "half").unwrap();
+        let skeleton = built(&Skeleton::new(), store.path());
+        assert!(fs::read_to_string(skeleton.join("etc/passwd")).unwrap().contains("nsbox:x:1000:1000"));
+        assert!(!store.path().join("skeletons/.building").exists());
+    }
+
+    #[test]
+    fn store_that_others_may_write_is_refused() {
+        let store = tempfile::tempdir().unwrap();
+        built(&Skeleton::new(), store.path());
+        let shelf = store.path().join("skeletons");
+        for mode in [0o775, 0o757] {
+            fs::set_permissions(&shelf, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Skeleton::new().build(store.path()).unwrap_err().code(), "image-store-unsafe");
+        }
+        fs::remove_dir_all(&shelf).unwrap();
+        symlink("/tmp", &shelf).unwrap();
+        assert_eq!(Skeleton::new().build(store.path()).unwrap_err().code(), "image-store-unsafe");
+    }
+
+    #[test]
+    fn an_empty_folder_gives_way_to_what_is_more() {
+        let mut skeleton = Skeleton::new();
+        skeleton.link(Path::new("/usr"), Path::new("elsewhere"));
+        skeleton.dir(Path::new("/etc/passwd"));
+        assert_eq!(skeleton.entries[Path::new("usr")], Entry::Link("elsewhere".into()));
+        assert!(matches!(skeleton.entries[Path::new("etc/passwd")], Entry::File(_)));
+    }
 }

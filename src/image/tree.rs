@@ -3,7 +3,7 @@
 //! The host is the tree whose root is `/`. See `path_resolution(7)` and `RESOLVE_IN_ROOT` in `openat2(2)`.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::io;
@@ -17,8 +17,8 @@ const MAX_LINKS: usize = 40;
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: PathBuf,
-    /// Link-free paths that exist.
-    walked: RefCell<HashSet<PathBuf>>,
+    /// What is at link-free paths, links excepted.
+    seen: RefCell<HashMap<OsString, Metadata>>,
 }
 
 /// Where a path led.
@@ -33,7 +33,7 @@ pub(crate) struct Resolved {
 impl Tree {
     /// The tree below `root`, a real path.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), walked: RefCell::default() }
+        Self { root: root.into(), seen: RefCell::default() }
     }
 
     /// The host path of a link-free path in the tree.
@@ -41,49 +41,57 @@ impl Tree {
         self.root.join(real.strip_prefix("/").unwrap_or(real))
     }
 
+    /// What is at a path whose parents are free of links.
+    pub fn look(&self, real: &Path) -> io::Result<Metadata> {
+        if let Some(metadata) = self.seen.borrow().get(real.as_os_str()) {
+            return Ok(metadata.clone());
+        }
+        let metadata = fs::symlink_metadata(self.on_host(real))?;
+        if !metadata.is_symlink() {
+            self.seen.borrow_mut().insert(real.into(), metadata.clone());
+        }
+        Ok(metadata)
+    }
+
     /// Follows every link of an absolute path; `..` stops at the root, absolute links start there.
     pub fn resolve(&self, path: &Path) -> io::Result<Resolved> {
-        let mut walked = self.walked.borrow_mut();
-        let known = path.ancestors().skip(1).find(|up| walked.contains(*up)).unwrap_or(Path::new("/"));
+        let known = path.ancestors().skip(1).find(|up| self.seen.borrow().contains_key(up.as_os_str()));
+        let known = known.unwrap_or(Path::new("/"));
         let mut todo = Vec::new();
         push_components(&mut todo, path.strip_prefix(known).unwrap_or(path));
         let mut real = known.to_owned();
         let mut links = Vec::new();
         while let Some(step) = todo.pop() {
             if step == ".." {
+                // Only a folder has a `..`.
+                if !self.look(&real)?.is_dir() {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
                 real.pop();
                 continue;
             }
             real.push(&step);
-            if walked.contains(&real) {
+            if !self.look(&real)?.is_symlink() {
                 continue;
             }
-            match fs::read_link(self.on_host(&real)) {
-                Ok(target) => {
-                    if links.len() == MAX_LINKS {
-                        return Err(io::Error::from_raw_os_error(libc::ELOOP));
-                    }
-                    push_components(&mut todo, &target);
-                    links.push((real.clone(), target.clone()));
-                    real.pop();
-                    if target.is_absolute() {
-                        real = PathBuf::from("/");
-                    }
-                }
-                // Not a link.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    walked.insert(real.clone());
-                }
-                Err(error) => return Err(error),
+            if links.len() == MAX_LINKS {
+                return Err(io::Error::from_raw_os_error(libc::ELOOP));
+            }
+            let target = fs::read_link(self.on_host(&real))?;
+            links.push((real.clone(), target.clone()));
+            push_components(&mut todo, &target);
+            real.pop();
+            if target.is_absolute() {
+                real = PathBuf::from("/");
             }
         }
         Ok(Resolved { path: real, links })
     }
 
-    /// The metadata of what a path leads to, if it leads anywhere.
+    /// The real path and the metadata of what a path leads to, if it leads anywhere.
     pub fn find(&self, path: &Path) -> Option<(PathBuf, Metadata)> {
         let real = self.resolve(path).ok()?.path;
-        let metadata = fs::symlink_metadata(self.on_host(&real)).ok()?;
+        let metadata = self.look(&real).ok()?;
         Some((real, metadata))
     }
 
@@ -129,4 +137,73 @@ fn push_components(stack: &mut Vec<OsString>, path: &Path) {
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     });
     stack.extend(steps.map(OsString::from));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::symlink;
+
+    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::*;
+
+    const NAMES: [&str; 8] = ["a", "b", "l0", "l1", "l2", "l3", "..", "file"];
+
+    /// Where the kernel says that a path leads inside `root`.
+    fn kernel(root: &Path, path: &Path) -> Option<PathBuf> {
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let opened = openat2(File::open(root).unwrap(), path, how).ok()?;
+        let real = fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).unwrap();
+        Some(Path::new("/").join(real.strip_prefix(root).unwrap()))
+    }
+
+    fn path(steps: &[&str], absolute: bool) -> PathBuf {
+        Path::new(if absolute { "/" } else { "" }).join(steps.join("/"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn resolution_is_the_kernels(
+            links in prop::collection::vec(
+                (select(vec!["", "a", "a/b"]), 0..4, prop::collection::vec(select(&NAMES[..]), 1..4), any::<bool>()),
+                0..6,
+            ),
+            asked in prop::collection::vec(prop::collection::vec(select(&NAMES[..]), 1..6), 1..8),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let root = fs::canonicalize(folder.path()).unwrap();
+            fs::create_dir_all(root.join("a/b")).unwrap();
+            fs::create_dir_all(root.join("b")).unwrap();
+            fs::write(root.join("a/file"), "").unwrap();
+            for (place, number, target, absolute) in &links {
+                // A link of that name may be there already; the first one stays.
+                drop(symlink(path(target, *absolute), root.join(place).join(format!("l{number}"))));
+            }
+            let tree = Tree::new(&root);
+            for steps in &asked {
+                let asked = path(steps, true);
+                let (found, expected) = (tree.resolve(&asked).ok(), kernel(&root, &asked));
+                prop_assert_eq!(found.as_ref().map(|found| &found.path), expected.as_ref(), "{:?}", asked);
+                for (link, target) in found.iter().flat_map(|found| &found.links) {
+                    prop_assert_eq!(&fs::read_link(tree.on_host(link)).unwrap(), target);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn loop_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        symlink("two", folder.path().join("one")).unwrap();
+        symlink("/one", folder.path().join("two")).unwrap();
+        let error = Tree::new(folder.path()).resolve(Path::new("/one")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+    }
 }
