@@ -24,6 +24,8 @@ from _struct import pack
 
 VERSION = 1
 MAX_DEPTH = 64
+# The supervisor takes no more, whatever their size: each costs it some memory.
+MAX_VALUES = 4_000_000
 MAX_NOTES = 100
 MAX_TEXT = 4096
 # The longest integer that Python itself turns into decimal digits unasked has 4,300 of them.
@@ -57,7 +59,7 @@ def document(namespace, names, error, limit):
             encoder.plain("error", error)
         encoder.plain("notes", encoder.notes)
     except OverLimit:
-        encoder = Encoder(1 << 10)
+        encoder = Encoder(MAX_TEXT)
         encoder.plain({"v": VERSION, "over_limit": limit})
     return b"".join(encoder.chunks)
 
@@ -82,6 +84,7 @@ class Encoder:
     def __init__(self, limit):
         self.limit = limit
         self.size = 0
+        self.count = 0
         self.chunks = []
         self.notes = []
         self.open = set()
@@ -163,6 +166,9 @@ class Encoder:
 
     def value(self, value, where, depth):
         """Writes `value`, or a note in its place."""
+        self.count += 1
+        if self.count > MAX_VALUES - MAX_NOTES - 100:
+            raise OverLimit
         chunks, size = len(self.chunks), self.size
         mark = id(value)
         fresh = mark not in self.open
@@ -234,12 +240,13 @@ class Encoder:
 
     def sequence(self, values, length, where, depth):
         self.head(4, length)
-        for position, value in enumerate(values):
-            if position == length:
+        read = 0
+        for value in values:
+            if read == length:
                 raise Unrepresentable("grew while it was read")
-            self.value(value, f"{where}[{position}]", depth + 1)
-            length_read = position + 1
-        if length and length_read != length:
+            self.value(value, f"{where}[{read}]", depth + 1)
+            read += 1
+        if read != length:
             raise Unrepresentable("shrank while it was read")
 
     def members(self, values, length, where, depth):
@@ -273,7 +280,7 @@ class Encoder:
         inner = Encoder(MAX_TEXT)
         try:
             # Dates, enums, numpy scalars: whatever reads as one text or number when it is a value.
-            inner.value(key, "", MAX_DEPTH)
+            inner.value(key, "", 0)
             if not inner.notes:
                 return read_scalar(b"".join(inner.chunks))
         except (OverLimit, ValueError):
@@ -329,7 +336,7 @@ class Encoder:
 
     def array(self, value, where, depth, flat=True):
         numpy = sys.modules["numpy"]
-        if isinstance(value, numpy.ma.MaskedArray) if "numpy.ma" in sys.modules else False:
+        if "numpy.ma" in sys.modules and isinstance(value, numpy.ma.MaskedArray):
             self.note(where, "is a masked array: its masked places are written as null")
             return self.value(value.tolist(), where, depth + 1)
         value = numpy.asarray(value)
@@ -346,7 +353,7 @@ class Encoder:
             value = value.astype("c16")
         if flat and value.ndim == 0:
             return self.value(value[()], where, depth + 1)
-        if kind not in "biufcMm":
+        if kind not in "biufcMm" or str(value.dtype) in ("datetime64", "timedelta64"):
             # Text and Python objects: a list of what they hold.
             return self.value(value.tolist(), where, depth + 1)
         if self.size + value.nbytes > self.limit:
