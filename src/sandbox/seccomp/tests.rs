@@ -1,6 +1,7 @@
 //! Tests of the built-in profiles, of what they compile to, and of the errors that other profiles meet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -300,7 +301,7 @@ fn default_profile_runs_python_and_its_libraries() {
     assert_eq!(verdict("default", "clone3", &[]), libc::SECCOMP_RET_ERRNO | 38, "falls back, unreported");
     assert_eq!(verdict("default", "socket", &[1, 0x8_0001, 0]), ALLOW);
     assert_eq!(verdict("default", "socket", &[2, 0x8_0002, 17]), ALLOW, "fails at connect, clearly");
-    assert_eq!(verdict("default", "socket", &[2, 1, 132]), refused(libc::EPROTONOSUPPORT), "SCTP");
+    assert_eq!(verdict("default", "socket", &[2, 1, 132]), refused(libc::ENOSYS), "SCTP");
     assert_eq!(verdict("default", "socket", &[16, 3, 0]), libc::SECCOMP_RET_ERRNO | 97, "getaddrinfo's netlink");
     assert_eq!(verdict("default", "memfd_create", &[0, 1]), ALLOW);
     let rootless = Options { require_memfd_noexec: true, ..Options::default() };
@@ -348,20 +349,71 @@ fn decide_answers_what_the_filter_asked() {
     assert_eq!(decide("bpf", [0; 6]), Denial::Kill);
     assert_eq!(decide("unshare", [0; 6]), Denial::Refuse(libc::EPERM));
     assert_eq!(decide("socket", [40, 0, 0, 0, 0, 0]), Denial::Refuse(libc::EAFNOSUPPORT));
-    assert_eq!(decide("socket", [1 << 32, 0, 0, 0, 0, 0]), Denial::Refuse(libc::EAFNOSUPPORT));
+    assert_eq!(decide("socket", [1 << 32, 0, 0, 0, 0, 0]), Denial::Refuse(libc::ENOSYS));
     assert_eq!(decide("ioctl", [0, 0xdead, 0, 0, 0, 0]), Denial::Refuse(libc::ENOSYS));
+}
+
+/// The table of compiled programs, as it has to stand in `builtin.rs`.
+fn table_source() -> String {
+    let mut source = String::from(
+        "//! The built-in profiles, compiled, for the price of a copy: reading and compiling one takes longer than loading it.\n\
+         //!\n\
+         //! Written by `NSBOX_BLESS=1 cargo test --lib builtin_table`, and never by hand.\n\n\
+         use super::Arch;\n\n\
+         /// A profile's name, its architecture, whether memfds have to be sealed against execution, and its instructions:\n\
+         /// `code << 48 | jt << 40 | jf << 32 | k`.\n\
+         pub(super) type Row = (&'static str, Arch, bool, &'static [u64]);\n\n\
+         #[rustfmt::skip]\n\
+         pub(super) const TABLE: &[Row] = &[\n",
+    );
+    for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
+        for require_memfd_noexec in [false, true] {
+            let options = Options { arch, require_memfd_noexec, ..Options::default() };
+            let program = builtin(name).compile(options).unwrap();
+            writeln!(source, "    (\"{name}\", Arch::{arch:?}, {require_memfd_noexec}, &[").unwrap();
+            for row in program.bpf.chunks(6) {
+                let words: Vec<String> = row.iter().map(|i| format!("{:#x}", pack(i))).collect();
+                writeln!(source, "        {},", words.join(", ")).unwrap();
+            }
+            source.push_str("    ]),\n");
+        }
+    }
+    source + "];\n"
+}
+
+fn pack(instruction: &sock_filter) -> u64 {
+    let sock_filter { code, jt, jf, k } = *instruction;
+    u64::from(code) << 48 | u64::from(jt) << 40 | u64::from(jf) << 32 | u64::from(k)
+}
+
+#[test]
+fn builtin_table_is_what_the_files_compile_to() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sandbox/seccomp/builtin.rs");
+    let wanted = table_source();
+    if std::env::var_os("NSBOX_BLESS").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let stale = "seccomp/*.json or the compiler changed: run NSBOX_BLESS=1 cargo test --lib builtin_table";
+    assert!(std::fs::read_to_string(&path).unwrap() == wanted, "{stale}");
+}
+
+#[test]
+fn builtin_program_is_the_compiled_profile_under_all_options() {
+    for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
+        for bits in 0..8 {
+            let [require_memfd_noexec, shares_host_ipc, notify] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let options = Options { require_memfd_noexec, shares_host_ipc, notify, arch };
+            assert_eq!(builtin_program(name, options).unwrap(), builtin(name).compile(options).unwrap());
+        }
+    }
 }
 
 #[test]
 fn programs_stay_short() {
-    for (name, most) in [("default", 330), ("strict", 260)] {
+    for (name, most) in [("default", 190), ("strict", 190)] {
         let program = builtin_program(name, Options::default()).unwrap();
         assert!(program.bpf.len() <= most, "{name}: {} instructions", program.bpf.len());
     }
-    // What loading costs is the steps of the kernel's walk over all numbers.
-    let program = builtin_program("default", Options::default()).unwrap();
-    let search = program.bpf.iter().filter(|instruction| instruction.code == compile::JUMP_GE).count();
-    assert!(search <= 140, "{search} runs to search");
 }
 
 fn parse(text: &str) -> Result<Profile, Error> {
@@ -432,7 +484,7 @@ fn too_long_profile_is_refused() {
             r#"{{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{{"index": 0, "value": {value}, "op": "SCMP_CMP_EQ"}}]}}"#
         )
     };
-    let rules: Vec<String> = (0..1000).map(rule).collect();
+    let rules: Vec<String> = (0..1200).map(rule).collect();
     assert_eq!(error_of(&rules.join(",")).code(), "seccomp-too-long");
 }
 
@@ -471,7 +523,7 @@ fn show_and_explain_say_why() {
     assert!(table.lines().any(|line| line.starts_with("clone3 ") && line.contains("ENOSYS (unreported)")), "{table}");
     assert!(table.lines().last().unwrap().starts_with("(all others)"), "{table}");
     let why = profile.explain("socket").unwrap();
-    assert!(why.contains("if arg0 == 0x1: AF_UNIX") && why.contains("ENOSYS otherwise"), "{why}");
+    assert!(why.contains("if arg0 & 0xffffffff == 0x1: AF_UNIX") && why.contains("ENOSYS otherwise"), "{why}");
     assert_eq!(profile.explain("userfaultfd").unwrap().lines().count(), 1);
     assert_eq!(profile.explain("no_such_call"), None);
 }
