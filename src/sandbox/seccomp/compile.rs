@@ -14,7 +14,7 @@ use libc::sock_filter;
 use seccompiler::{BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::arch::Arch;
-use super::profile::{Action, Condition, Op, Profile};
+use super::profile::{Action, Condition, LOW_HALF, Op, Profile};
 use super::{Error, KILL, Options, Program};
 
 /// `BPF_LD | BPF_W | BPF_ABS`: load a word of `seccomp_data`.
@@ -34,6 +34,9 @@ pub(super) const RETURN: u16 = 0x06;
 
 /// The bit that marks a call of the x32 ABI, which shares the architecture value of x86_64.
 const X32: u32 = 0x4000_0000;
+/// How far [`Backwards::near`] looks: a conditional jump reaches 255 instructions, of which the comparisons of one rule
+/// (six conditions of six instructions) and the returns and jumps written in between take their share.
+const REACH: usize = 200;
 /// `BPF_MAXINSNS`.
 const MAX_INSTRUCTIONS: usize = 4096;
 
@@ -52,7 +55,7 @@ impl Profile {
     pub fn compile(&self, options: Options) -> Result<Program, Error> {
         let chains = self.chains(options)?;
         let bpf = assemble(&chains, self.default, options)?;
-        Ok(Program { bpf: bpf.into(), arch: options.arch })
+        Ok(Program { bpf, arch: options.arch })
     }
 
     /// The fate of every system call that the profile names and the architecture has, by number.
@@ -84,8 +87,10 @@ impl Profile {
             }
         }
         for chain in chains.values_mut() {
-            // Where two conditions hold at once, the stricter wins.
-            chain.rules.sort_by_key(|(_, action)| std::cmp::Reverse(*action));
+            // Where two conditions hold at once, the stricter wins. Plain comparisons stand together, since the second
+            // of two on one argument need not load it again.
+            let is_plain = |conditions: &[Condition]| matches!(conditions, [only] if only.is_plain());
+            chain.rules.sort_by_key(|(conditions, action)| (std::cmp::Reverse(*action), !is_plain(conditions)));
         }
         restrict(&mut chains, options);
         Ok(chains)
@@ -144,7 +149,7 @@ pub(super) fn return_value(action: Action, notify: bool) -> u32 {
     }
 }
 
-/// Where a run of numbers leads.
+/// Where a system call leads.
 #[derive(Clone, Copy, PartialEq)]
 enum Target {
     Return(u32),
@@ -152,15 +157,42 @@ enum Target {
     Block(Label),
 }
 
+/// Numbers with one fate: from `start` to where the next run starts, but for a few of them.
+struct Run {
+    start: u32,
+    target: Target,
+    exceptions: Vec<(u32, Target)>,
+}
+
+/// More exceptions in one run are dearer to try, one after the other, than they save.
+const MAX_EXCEPTIONS: usize = 4;
+
+/// Makes runs of the numbers at which the fate changes: a single number between two runs alike is an exception of one.
+fn merge(changes: &[(u32, Target)]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut rest = changes.iter().copied().peekable();
+    while let Some((start, target)) = rest.next() {
+        let alone = rest.peek().filter(|(next, _)| *next == start + 1).map(|(_, after)| *after);
+        match runs.last_mut() {
+            Some(run) if run.target == target => {}
+            Some(run) if alone == Some(run.target) && run.exceptions.len() < MAX_EXCEPTIONS => {
+                run.exceptions.push((start, target));
+            }
+            _ => runs.push(Run { start, target, exceptions: Vec::new() }),
+        }
+    }
+    runs
+}
+
 /// An instruction, counted from the end of the program: jumps only go forward, so it is written backwards.
 type Label = usize;
 
 fn assemble(chains: &BTreeMap<u32, Chain>, default: Action, options: Options) -> Result<Vec<sock_filter>, Error> {
     let mut code = Backwards::default();
-    let mut runs: Vec<(u32, Target)> = Vec::new();
+    let mut changes: Vec<(u32, Target)> = Vec::new();
     let mut extend = |start: u32, target: Target| {
-        if runs.last().is_none_or(|(_, last)| *last != target) {
-            runs.push((start, target));
+        if changes.last().is_none_or(|(_, last)| *last != target) {
+            changes.push((start, target));
         }
     };
     let default = Target::Return(return_value(default, options.notify));
@@ -182,7 +214,7 @@ fn assemble(chains: &BTreeMap<u32, Chain>, default: Action, options: Options) ->
     if options.arch == Arch::X86_64 {
         extend(X32, Target::Return(return_value(Action::Kill, options.notify)));
     }
-    let root = code.search(&runs);
+    let root = code.search(&merge(&changes));
     if root + 1 != code.0.len() {
         code.push(JUMP, code.distance(root), 0, 0);
     }
@@ -213,44 +245,75 @@ impl Backwards {
         u32::try_from(self.0.len() - label - 1).unwrap_or(u32::MAX)
     }
 
+    /// A conditional jump: on to `yes` where the comparison holds, to `no` where it does not, both within [`REACH`].
+    fn branch(&mut self, code: u16, k: u32, yes: Label, no: Label) -> Label {
+        let offset = |label| u8::try_from(self.distance(label)).unwrap_or(u8::MAX);
+        let (jt, jf) = (offset(yes), offset(no));
+        self.push(code, k, jt, jf)
+    }
+
     /// Writes the rules of one system call.
     fn block(&mut self, chain: &Chain, otherwise: u32, options: Options) -> Result<Label, Error> {
-        let mut label = self.push(RETURN, otherwise, 0, 0);
+        let mut next = self.near(Target::Return(otherwise));
+        // The load that the rule behind begins with, not yet written: the rule before it may have done it already.
+        let mut load: Option<u32> = None;
         for (conditions, action) in chain.rules.iter().rev() {
-            self.push(RETURN, return_value(*action, options.notify), 0, 0);
             let conditions = conditions.iter().map(compare).collect::<Result<Vec<_>, _>>();
             let rule = conditions.and_then(SeccompRule::new).map_err(|source| Error::Condition { source })?;
-            // Two jumps lead in, which only a chain of rules needs; then come the comparisons, which skip the one
-            // instruction behind them, the return above, where they fail.
-            for instruction in BpfProgram::from(rule).iter().skip(2).rev() {
-                label = self.push(instruction.code, instruction.k, instruction.jt, instruction.jf);
+            // Two jumps lead in, which only seccompiler's own chains need. Then come the comparisons: the end is where
+            // they lead when all hold, and one past it where one fails.
+            let body = BpfProgram::from(rule).split_off(2);
+            if let Some(k) = load.filter(|k| body.len() != 2 || body[0].k != *k) {
+                next = self.push(LOAD, k, 0, 0);
             }
+            let matched = self.near(Target::Return(return_value(*action, options.notify)));
+            next = self.near(Target::Block(next));
+            let last = self.0.len() + body.len() - 1;
+            for (at, instruction) in body.iter().enumerate().skip(1).rev() {
+                let target = |offset: u8| match at + 1 + usize::from(offset) {
+                    inside if inside < body.len() => last - inside,
+                    end if end == body.len() => matched,
+                    _ => next,
+                };
+                let seccompiler::sock_filter { code, k, jt, jf } = *instruction;
+                if matches!(code, JUMP_EQ | JUMP_GT | JUMP_GE) {
+                    self.branch(code, k, target(jt), target(jf));
+                } else {
+                    self.push(code, k, 0, 0);
+                }
+            }
+            next = self.0.len() - 1;
+            load = Some(body[0].k);
         }
-        Ok(label)
+        Ok(load.map_or(next, |k| self.push(LOAD, k, 0, 0)))
     }
 
     /// Writes a binary search over `runs`, sorted by their first number.
-    fn search(&mut self, runs: &[(u32, Target)]) -> Label {
+    fn search(&mut self, runs: &[Run]) -> Label {
         match runs {
             [] => self.near(Target::Return(libc::SECCOMP_RET_KILL_PROCESS)),
-            [(_, target)] => self.near(*target),
+            [run] => {
+                let mut label = self.near(run.target);
+                for &(number, target) in &run.exceptions {
+                    let exception = self.near(target);
+                    label = self.near(Target::Block(label));
+                    label = self.branch(JUMP_EQ, number, exception, label);
+                }
+                label
+            }
             _ => {
                 let (low, high) = runs.split_at(runs.len() / 2);
                 let at_least = self.search(high);
                 let below = self.search(low);
-                // Should one be out of reach, reaching it takes an instruction, which moves the other one away.
                 let at_least = self.near(Target::Block(at_least));
                 let below = self.near(Target::Block(below));
-                let offset = |label| u8::try_from(self.distance(label)).unwrap_or(u8::MAX);
-                let (jt, jf) = (offset(at_least), offset(below));
-                self.push(JUMP_GE, high[0].0, jt, jf)
+                self.branch(JUMP_GE, high[0].start, at_least, below)
             }
         }
     }
 
-    /// A label for `target` that a conditional jump can reach, which is 255 instructions far, with one to spare.
+    /// A label that leads to `target` and is within [`REACH`], also from behind a few more instructions.
     fn near(&mut self, target: Target) -> Label {
-        const REACH: usize = 240;
         let from = self.0.len().saturating_sub(REACH);
         match target {
             Target::Block(label) if label >= from => label,
@@ -274,6 +337,10 @@ fn compare(condition: &Condition) -> Result<SeccompCondition, seccompiler::Backe
         Op::Eq => SeccompCmpOp::Eq,
         Op::Ge => SeccompCmpOp::Ge,
         Op::Gt => SeccompCmpOp::Gt,
+        Op::MaskedEq(LOW_HALF) => {
+            length = SeccompCmpArgLen::Dword;
+            SeccompCmpOp::Eq
+        }
         Op::MaskedEq(mask) => {
             if u32::try_from(mask).is_ok() {
                 length = SeccompCmpArgLen::Dword;

@@ -62,6 +62,16 @@ pub(super) struct Condition {
     pub value: u64,
 }
 
+/// The mask of an `int`: what the kernel reads of such an argument.
+pub(super) const LOW_HALF: u64 = 0xffff_ffff;
+
+impl Condition {
+    /// Whether this compares an `int` with one value.
+    pub(super) fn is_plain(&self) -> bool {
+        self.op == Op::MaskedEq(LOW_HALF)
+    }
+}
+
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, op, value } = self;
