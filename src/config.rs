@@ -21,6 +21,7 @@ pub use error::Error;
 pub use expand::ExpandError;
 pub use resolve::{Origin, Resolved, Resolver};
 pub use unit::{UnitError, parse_count, parse_duration, parse_size};
+pub(crate) use unit::{duration_text, size_text};
 
 /// The built-in configuration as a file with a comment on every key; [`Config::default`] is what it says.
 pub const DEFAULT_YAML: &str = include_str!("../config/default.yaml");

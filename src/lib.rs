@@ -10,5 +10,6 @@ pub mod config;
 pub mod event;
 pub mod image;
 pub mod outcome;
+pub mod router;
 pub mod sandbox;
 mod sys;

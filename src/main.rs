@@ -1,2 +1,5 @@
 //! The command `nsbox`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    nsbox::cli::main()
+}

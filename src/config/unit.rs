@@ -107,12 +107,12 @@ pub fn parse_count(text: &str) -> Result<u64, UnitError> {
 }
 
 /// A size in the largest unit that holds it whole: `2g`, `1536m`, `1b`.
-pub(super) fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     text(bytes, &SIZES)
 }
 
 /// A duration in the largest unit that holds it whole, cut to milliseconds: `5m` is `300s` for its reader's sake.
-pub(super) fn duration_text(time: Duration) -> String {
+pub(crate) fn duration_text(time: Duration) -> String {
     // Seconds are what the old system and most people count limits in, so minutes and hours are not written.
     text(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), &TIMES[2..])
 }

@@ -12,6 +12,7 @@
 mod arch;
 mod builtin;
 mod compile;
+mod install;
 mod profile;
 
 #[cfg(test)]
@@ -138,6 +139,18 @@ pub fn builtin_program(name: &str, options: Options) -> Result<Program, Error> {
 fn unpack(packed: u64) -> sock_filter {
     let [_, code, jt, jf, k @ ..] = packed.to_be_bytes();
     sock_filter { code: u16::from(code), jt, jf, k: u32::from_be_bytes(k) }
+}
+
+/// The program of `name`: a built-in profile, or the path of a file (it holds a `/` or ends in `.json`).
+///
+/// # Errors
+/// Those of [`Profile::load`] and [`builtin_program`].
+pub fn program(name: &str, options: Options) -> Result<Program, Error> {
+    if name.contains('/') || name.ends_with(".json") {
+        Profile::load(std::path::Path::new(name))?.compile(options)
+    } else {
+        builtin_program(name, options)
+    }
 }
 
 /// The name of the system call `nr` of this machine, as `violations` reports it: `syscall_NR` for one that is newer than

@@ -1,0 +1,151 @@
+//! The descriptors between a run and its supervisor: control socket, output, script, result, start.
+
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use super::guest::Descriptors;
+use super::script::Stdin;
+
+/// Descriptors that init gets are moved to this number or higher, out of the way of the numbers that the guest gets.
+const FIRST_FD: RawFd = 10;
+/// MFD_NOEXEC_SEAL and MFD_EXEC, Linux 6.3.
+const NOEXEC_SEAL: u32 = 0x8;
+const EXEC: u32 = 0x10;
+
+/// Both ends of everything.
+pub(crate) struct Channels {
+    /// The supervisor's end of the control socket.
+    pub control: OwnedFd,
+    /// Init's end.
+    pub init: OwnedFd,
+    pub stdout: PipeReader,
+    pub stderr: PipeReader,
+    pub start: PipeReader,
+    pub code: File,
+    pub result: File,
+    stdin: Option<(OwnedFd, PipeWriter, Box<dyn Read + Send>)>,
+    stdout_end: OwnedFd,
+    stderr_end: OwnedFd,
+    start_end: OwnedFd,
+}
+
+impl Channels {
+    pub(crate) fn open(stdin: Stdin) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (control, init) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        let (stdout, stdout_end) = output()?;
+        let (stderr, stderr_end) = output()?;
+        let (start, start_end) = output()?;
+        let stdin = match stdin {
+            Stdin::Empty => None,
+            Stdin::Stream(stream) => {
+                let (reader, writer) = io::pipe()?;
+                Some((high(reader.into())?, writer, stream))
+            }
+        };
+        Ok(Self {
+            control,
+            init: high(init)?,
+            stdout,
+            stderr,
+            start,
+            code: high(memory_file(c"nsbox-script", NOEXEC_SEAL)?)?.into(),
+            result: high(memory_file(c"nsbox-result", NOEXEC_SEAL)?)?.into(),
+            stdin,
+            stdout_end,
+            stderr_end,
+            start_end,
+        })
+    }
+
+    /// The guest's descriptors, by number.
+    pub(crate) fn guest(&self) -> Descriptors {
+        Descriptors {
+            stdin: self.stdin.as_ref().map(|(end, _, _)| end.as_raw_fd()),
+            stdout: self.stdout_end.as_raw_fd(),
+            stderr: self.stderr_end.as_raw_fd(),
+            code: self.code.as_raw_fd(),
+            result: self.result.as_raw_fd(),
+            start: self.start_end.as_raw_fd(),
+            control: self.init.as_raw_fd(),
+        }
+    }
+
+    /// Closes the guest's ends, now that init has its own copies, and lets what is fed to stdin flow.
+    pub(crate) fn detach(self) -> Supervised {
+        if let Some((end, writer, stream)) = self.stdin {
+            drop(end);
+            feed(stream, writer);
+        }
+        Supervised {
+            control: self.control,
+            stdout: self.stdout,
+            stderr: self.stderr,
+            start: self.start,
+            code: self.code,
+            result: Some(self.result),
+        }
+    }
+}
+
+/// The supervisor's ends.
+pub(crate) struct Supervised {
+    pub control: OwnedFd,
+    pub stdout: PipeReader,
+    pub stderr: PipeReader,
+    pub start: PipeReader,
+    pub code: File,
+    /// Taken once the run is over.
+    pub result: Option<File>,
+}
+
+/// A pipe whose reader does not block.
+fn output() -> io::Result<(PipeReader, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((reader, high(writer.into())?))
+}
+
+/// Copies a stream into the guest's stdin. The thread ends with the stream, or with its first write after the guest.
+fn feed(mut stream: Box<dyn Read + Send>, mut pipe: PipeWriter) {
+    std::thread::spawn(move || io::copy(&mut stream, &mut pipe).ok());
+}
+
+/// Moves a descriptor out of the way of 0 to 9.
+pub(crate) fn high(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() >= FIRST_FD {
+        return Ok(fd);
+    }
+    Ok(crate::sys::fd::adopt(fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST_FD))?))
+}
+
+/// An empty memfd that can be sealed; `mode` is dropped on kernels that do not know it.
+fn memory_file(name: &std::ffi::CStr, mode: u32) -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    match memfd_create(name, flags | MFdFlags::from_bits_retain(mode)) {
+        Err(Errno::EINVAL) => Ok(memfd_create(name, flags)?),
+        created => Ok(created?),
+    }
+}
+
+/// A memfd that holds a program and can never change.
+pub(crate) fn executable(name: &std::ffi::CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    let fd = memory_file(name, EXEC)?;
+    let mut file = File::from(fd);
+    write_sealed(&mut file, content)?;
+    Ok(file.into())
+}
+
+/// Fills a memfd and forbids any change of it.
+pub(crate) fn write_sealed(file: &mut File, content: &[u8]) -> io::Result<()> {
+    file.write_all(content)?;
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(())
+}

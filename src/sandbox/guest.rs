@@ -1,0 +1,276 @@
+//! The guest's process: its command line, environment, descriptors, and the runner that it executes.
+//!
+//! The runner is the Python under `rootfs/guest`. It is kept in the store, one folder per content, and compiled once for
+//! each interpreter version, inside a sandbox.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::plan::{Arg, Plan, literal};
+use crate::config::Config;
+use crate::image::Interpreter;
+
+/// Where the guest sees the runner.
+const RUNNER_FOLDER: &str = "/run/nsbox/guest";
+/// The runner's files.
+const FILES: [(&str, &str); 3] = [
+    ("runner", include_str!("../../rootfs/guest/runner.py")),
+    ("collect", include_str!("../../rootfs/guest/collect.py")),
+    ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
+];
+/// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
+pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
+
+/// The guest's descriptors beside stdin, stdout and stderr.
+const CODE: RawFd = 3;
+const RESULT: RawFd = 4;
+const START: RawFd = 5;
+/// First descriptor that the guest does not keep.
+const FIRST_FREE: u64 = 6;
+
+/// The descriptors that init hands to the guest, by the numbers that they have in init.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Descriptors {
+    /// Its standard input; `None` is the guest's own /dev/null.
+    pub stdin: Option<RawFd>,
+    pub stdout: RawFd,
+    pub stderr: RawFd,
+    /// The text of the script, a sealed memfd.
+    pub code: RawFd,
+    /// An empty memfd for the result document.
+    pub result: RawFd,
+    /// A pipe; a byte in it says that the script begins.
+    pub start: RawFd,
+    /// Init's own: its end of the control socket.
+    pub control: RawFd,
+}
+
+impl Descriptors {
+    /// All that init keeps.
+    pub(crate) fn all(self) -> impl Iterator<Item = RawFd> {
+        let always = [self.stdout, self.stderr, self.code, self.result, self.start, self.control];
+        always.into_iter().chain(self.stdin)
+    }
+}
+
+/// The runner's folder in the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Runner {
+    /// Bound at /run/nsbox.
+    pub folder: PathBuf,
+    /// The file to execute, in the guest.
+    file: String,
+    tag: String,
+}
+
+impl Runner {
+    /// Puts the runner into the store if it is not there.
+    pub(crate) fn install(store: &Path, tag: &str) -> io::Result<Self> {
+        let folder = store.join(format!("guest-{}", env!("NSBOX_GUEST_DIGEST")));
+        let inner = folder.join("guest");
+        let compiled = format!("runner.{tag}.pyc");
+        let mut file = format!("{RUNNER_FOLDER}/{compiled}");
+        if !inner.join(&compiled).exists() {
+            if !inner.join("runner.py").exists() {
+                // runner.py last: where it is, all are.
+                for (name, text) in FILES.iter().rev() {
+                    write(&inner, &format!("{name}.py"), text.as_bytes())?;
+                }
+            }
+            file = format!("{RUNNER_FOLDER}/runner.py");
+        }
+        Ok(Self { folder, file, tag: tag.to_owned() })
+    }
+
+    /// Whether it has yet to be compiled for this interpreter.
+    pub(crate) fn is_source(&self) -> bool {
+        self.file.ends_with("/runner.py")
+    }
+
+    /// Stores what [`COMPILE`] made.
+    pub(crate) fn store_compiled(&mut self, files: &[(&str, &[u8])]) -> io::Result<()> {
+        let known = |name: &str| FILES.iter().any(|(file, _)| *file == name);
+        let mut files: Vec<_> = files.iter().copied().filter(|(name, _)| known(name)).collect();
+        files.sort_by_key(|(name, _)| *name == "runner");
+        if files.len() != FILES.len() {
+            return Err(io::Error::other("the interpreter did not compile the runner"));
+        }
+        for (name, bytes) in files {
+            write(&self.folder.join("guest"), &format!("{name}.{}.pyc", self.tag), bytes)?;
+        }
+        self.file = format!("{RUNNER_FOLDER}/runner.{}.pyc", self.tag);
+        Ok(())
+    }
+}
+
+/// Writes a file that others may be reading or writing at this moment: they see the old content or the new.
+fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    let thread = nix::unistd::gettid();
+    let temporary = folder.join(format!(".{name}.{}.{thread}", std::process::id()));
+    fs::write(&temporary, content)?;
+    // The guest's user is somebody else, whatever this process's umask is.
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
+    for ancestor in folder.ancestors().take(2) {
+        fs::set_permissions(ancestor, fs::Permissions::from_mode(0o755))?;
+    }
+    fs::rename(temporary, folder.join(name))
+}
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Command<'a> {
+    pub runner: &'a Runner,
+    pub python: &'a Interpreter,
+    /// `__file__` in the guest.
+    pub file: &'a str,
+    pub args: &'a [String],
+    pub inputs: Vec<&'a str>,
+}
+
+impl Command<'_> {
+    fn argv(&self, config: &Config) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = vec![
+            self.python.executable.clone().into(),
+            // No site (its work is in sys.path already), no user site, no .pyc files, no buffering.
+            "-SsBu".into(),
+            self.runner.file.clone().into(),
+            format!("file={}", self.file).into(),
+            format!("code={CODE}").into(),
+            format!("result={RESULT}").into(),
+            format!("start={START}").into(),
+            format!("result_limit={}", config.limits.result).into(),
+        ];
+        if self.python.prefix != self.python.base_prefix {
+            argv.push(keyed("prefix=", &self.python.prefix));
+        }
+        argv.extend(self.python.sys_path.iter().map(|path| keyed("path=", path)));
+        argv.extend(config.seed.map(|seed| format!("seed={seed}").into()));
+        argv.extend(self.inputs.iter().map(|name| format!("input={name}").into()));
+        argv.push("--".into());
+        argv.extend(self.args.iter().map(OsString::from));
+        argv
+    }
+
+    fn environment(&self, config: &Config) -> Vec<OsString> {
+        let threads = processors(config.limits.cpus);
+        let mut fixed: Vec<(String, OsString)> = [
+            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ("HOME", crate::image::HOME),
+            ("LANG", "C.UTF-8"),
+            ("TZ", "UTC"),
+            ("PYTHONDONTWRITEBYTECODE", "1"),
+            ("PYTHONUNBUFFERED", "1"),
+            ("PYTHONNOUSERSITE", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .to_vec();
+        for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"] {
+            fixed.push((name.to_owned(), threads.to_string().into()));
+        }
+        if let Some(seed) = config.seed {
+            // CPython takes 32 bits.
+            fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
+        }
+        fixed.extend(self.python.env.iter().cloned());
+        fixed.retain(|(name, _)| !config.env.contains_key(name));
+        fixed.extend(config.env.iter().map(|(name, value)| (name.clone(), value.into())));
+        fixed
+            .into_iter()
+            .map(|(name, value)| {
+                let mut variable = OsString::from(name + "=");
+                variable.push(value);
+                variable
+            })
+            .collect()
+    }
+
+    /// Plans what the guest's process does between its clone and its first instruction.
+    pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: Descriptors) {
+        let argv = plan.strings(self.argv(config));
+        let environment = plan.strings(self.environment(config));
+        let path = plan.text(self.python.executable.as_os_str());
+        plan.begin_guest();
+        let mut give = |from: Arg<'_>, to: RawFd| {
+            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Fd(to), Arg::Value(0)]);
+        };
+        if let Some(stdin) = fds.stdin {
+            give(Arg::Fd(stdin), 0);
+        }
+        let rest = [(fds.stdout, 1), (fds.stderr, 2), (fds.code, CODE), (fds.result, RESULT), (fds.start, START)];
+        for (from, to) in rest {
+            give(Arg::Fd(from), to);
+        }
+        if fds.stdin.is_none() {
+            let args = [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64)];
+            let null = plan.open("open the guest's /dev/null", libc::SYS_openat, &args);
+            plan.call(
+                "hand a descriptor to the guest",
+                libc::SYS_dup3,
+                &[Arg::Register(null), Arg::Fd(0), Arg::Value(0)],
+            );
+        }
+        let all = Arg::Value(u64::from(u32::MAX));
+        let on_exec = Arg::Value(4); // CLOSE_RANGE_CLOEXEC: a failure before execve can still be reported.
+        plan.call("close all other descriptors", libc::SYS_close_range, &[Arg::Value(FIRST_FREE), all, on_exec]);
+        plan.call(
+            "unblock the guest's signals",
+            libc::SYS_rt_sigprocmask,
+            &[Arg::Value(libc::SIG_SETMASK as u64), Arg::Bytes(&[0; 8]), Arg::Value(0), Arg::Value(8)],
+        );
+        let step = format!("execute {}", self.python.executable.display());
+        plan.call(step, libc::SYS_execve, &[Arg::Data(path), Arg::Data(argv), Arg::Data(environment)]);
+    }
+}
+
+/// How many CPUs the guest's libraries should count on.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the config bounds cpus")]
+pub(crate) fn processors(cpus: f64) -> usize {
+    cpus.ceil().max(1.0) as usize
+}
+
+/// Plans the CPU affinity of all that follows: as many CPUs as the limit, so that libraries which count them start as
+/// many threads as can run. `offset` spreads runs over the CPUs.
+pub(crate) fn plan_affinity(plan: &mut Plan, cpus: f64, offset: usize) {
+    let Ok(allowed) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return };
+    let allowed: Vec<usize> = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let wanted = processors(cpus);
+    if wanted >= allowed.len() {
+        return;
+    }
+    let mut mask = [0_u8; 128];
+    for i in 0..wanted {
+        let cpu = allowed[(offset + i) % allowed.len()];
+        mask[cpu / 8] |= 1 << (cpu % 8);
+    }
+    let args = [Arg::Value(0), Arg::Value(mask.len() as u64), Arg::Bytes(&mask)];
+    plan.call("set the CPU affinity", libc::SYS_sched_setaffinity, &args);
+}
+
+fn keyed(key: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(key);
+    argument.push(path);
+    argument
+}
+
+/// Whether a name can be an input: one path component that is a Python-friendly word.
+pub(crate) fn is_input_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 64
+        && !name.starts_with('.')
+        && name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(byte))
+}
+
+/// The guest's path for a script: its own file name, made harmless, in the working directory.
+pub(crate) fn script_path(name: &str) -> String {
+    let name = Path::new(name).file_name().map_or("script.py".into(), |name| name.to_string_lossy());
+    let harmless: String =
+        name.chars().map(|c| if c.is_control() || c == '/' { '_' } else { c }).take(100).collect();
+    debug_assert!(!harmless.as_bytes().contains(&0) && !Path::new(&harmless).as_os_str().as_bytes().is_empty());
+    format!("/work/{harmless}")
+}

@@ -1,0 +1,57 @@
+//! Resource limits of each process: a second line behind the cgroup, and the only one for files and core dumps.
+//!
+//! See getrlimit(2).
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use super::plan::{Arg, Plan};
+use crate::config::Limits;
+
+/// A limit as it will be set, soft and hard alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rlimit {
+    /// Its name, as in getrlimit(2) without the prefix.
+    pub name: &'static str,
+    resource: Resource,
+    /// What the configuration asks for.
+    pub configured: u64,
+    /// What can be set: an unprivileged process cannot go over its own hard limit.
+    pub applied: u64,
+}
+
+/// The limits of a run.
+pub(crate) fn of(limits: &Limits) -> Vec<Rlimit> {
+    let mut wanted = vec![
+        ("CORE", Resource::RLIMIT_CORE, 0),
+        ("NOFILE", Resource::RLIMIT_NOFILE, limits.open_files),
+        ("FSIZE", Resource::RLIMIT_FSIZE, limits.file_size.unwrap_or(limits.disk)),
+        // Counted in the sandbox's own user namespace; init counts too.
+        ("NPROC", Resource::RLIMIT_NPROC, u64::from(limits.pids) + 1),
+        ("MEMLOCK", Resource::RLIMIT_MEMLOCK, 64 << 10),
+        ("MSGQUEUE", Resource::RLIMIT_MSGQUEUE, 800 << 10),
+        ("SIGPENDING", Resource::RLIMIT_SIGPENDING, 1024),
+        ("STACK", Resource::RLIMIT_STACK, 8 << 20),
+        ("NICE", Resource::RLIMIT_NICE, 0),
+        ("RTPRIO", Resource::RLIMIT_RTPRIO, 0),
+    ];
+    if let Some(time) = limits.cpu_time {
+        // Whole seconds for one process; the supervisor enforces the exact limit for all of them together.
+        wanted.push(("CPU", Resource::RLIMIT_CPU, time.as_secs() + 2));
+    }
+    wanted
+        .into_iter()
+        .map(|(name, resource, configured)| {
+            let hard = getrlimit(resource).map_or(configured, |(_, hard)| hard);
+            Rlimit { name, resource, configured, applied: configured.min(hard) }
+        })
+        .collect()
+}
+
+/// Plans them for init, whose children inherit them.
+pub(crate) fn plan(plan: &mut Plan, limits: &[Rlimit]) {
+    for limit in limits {
+        let pair: Vec<u8> = [limit.applied; 2].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let args = [Arg::Value(0), Arg::Value(limit.resource as u64), Arg::Bytes(&pair), Arg::Value(0)];
+        plan.call(format!("set RLIMIT_{}", limit.name), libc::SYS_prlimit64, &args);
+    }
+}

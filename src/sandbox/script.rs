@@ -1,0 +1,130 @@
+//! What a caller passes in: a script, what it is given, and how the run is watched and stopped.
+
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use super::supervise::Stream;
+
+/// Text to run, and what it is given.
+#[derive(Debug, Default)]
+pub struct Script {
+    pub(super) name: String,
+    pub(super) source: Vec<u8>,
+    pub(super) args: Vec<String>,
+    pub(super) inputs: Vec<(String, PathBuf)>,
+    pub(super) stdin: Stdin,
+    pub(super) artifacts: Option<PathBuf>,
+}
+
+/// The guest's standard input.
+#[derive(Default)]
+pub enum Stdin {
+    /// Nothing: the guest's own /dev/null.
+    #[default]
+    Empty,
+    /// A stream of the caller's, copied through a pipe: the guest never holds the caller's own descriptor.
+    Stream(Box<dyn Read + Send>),
+}
+
+impl std::fmt::Debug for Stdin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Empty) { "Empty" } else { "Stream" })
+    }
+}
+
+impl<S: Into<Vec<u8>>> From<S> for Script {
+    fn from(source: S) -> Self {
+        Self { name: "script.py".to_owned(), source: source.into(), ..Self::default() }
+    }
+}
+
+impl Script {
+    /// The file name that findings, tracebacks and `__file__` show.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// That name.
+    pub(crate) fn shown(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds to `sys.argv`.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Shows a file or folder of the host, read-only, as `/input/NAME`.
+    #[must_use]
+    pub fn input(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.inputs.push((name.into(), path.into()));
+        self
+    }
+
+    /// Gives the script a writable `/output`, and copies what it leaves there into `folder` on the host.
+    #[must_use]
+    pub fn artifacts(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.artifacts = Some(folder.into());
+        self
+    }
+
+    /// What the script reads from its standard input.
+    #[must_use]
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.stdin = stdin;
+        self
+    }
+}
+
+/// Ends the runs that it was given to, from any thread; cloned handles are one.
+#[derive(Debug, Clone)]
+pub struct Cancel(Arc<(PipeReader, PipeWriter)>);
+
+impl Cancel {
+    /// A handle that nobody has used yet.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self(Arc::new((reader, writer))))
+    }
+
+    /// Ends every run that has this handle, now or later.
+    pub fn cancel(&self) {
+        // The only failure is a pipe that is full: cancelled already.
+        (&self.0.1).write(&[1]).ok();
+    }
+
+    /// A descriptor that cancels when a byte is written to it: for a signal handler, which may do little else.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn trigger(&self) -> io::Result<OwnedFd> {
+        Ok(self.0.1.try_clone()?.into())
+    }
+
+    /// Readable once it was used; the byte stays there.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+/// What a caller may watch or stop a run by.
+#[derive(Default)]
+pub struct Watch<'a> {
+    /// Gets the guest's output as it comes, up to the output limit. It must not block: the run's clock waits for it.
+    pub sink: Option<&'a mut (dyn FnMut(Stream, &[u8]) + Send + 'a)>,
+    /// Ends the run.
+    pub cancel: Option<Cancel>,
+}
+

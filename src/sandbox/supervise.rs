@@ -1,0 +1,472 @@
+//! Watches one run from outside: its output, its clock, its memory events, its refused calls, and its end.
+//!
+//! One thread, one poll loop. What it returns is what the kernel said: init's waitid, the cgroup's counters, seccomp's
+//! notifications, and which limit made the supervisor kill. See pidfd_open(2), seccomp_unotify(2), poll(2).
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::cmsg_space;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
+use nix::sys::time::TimeSpec;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use super::cgroup::Cgroup;
+use super::channels::Supervised;
+use super::measure::Measure;
+use super::plan::Plan;
+use super::seccomp::{Denial, Program};
+use crate::config::Limits;
+use crate::sys::clone::Init;
+use crate::sys::fd::{adopt, pidfd_kill};
+use crate::sys::notify;
+use crate::sys::program::{
+    COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_OUTPUT, REPORT_READY, Report,
+};
+
+/// After this many refused calls each answer waits a little, so that a flood of them costs the supervisor next to nothing.
+const FLOOD: u64 = 10_000;
+/// How long the killed may take to be gone, before the supervisor says that it cannot tell.
+const REAP_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the clocks that no descriptor announces are read.
+const MEASURE_EVERY: Duration = Duration::from_millis(20);
+
+/// One of the guest's two streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Why the supervisor killed a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kill {
+    /// The wall-time limit.
+    Timeout,
+    /// The CPU-time limit.
+    CpuTime,
+    /// The memory limit, by the cgroup's event or by measuring.
+    Memory,
+    /// More output than allowed, and `output_kill` is set.
+    Output(Stream),
+    /// A call that the profile kills for.
+    Violation(i32),
+    /// The caller's wish.
+    Cancelled,
+}
+
+/// How the guest's main process ended, by init's waitid(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It called exit with this status.
+    Exited(i32),
+    /// This signal killed it.
+    Signalled(i32),
+}
+
+/// A stream's bytes, up to its limit.
+#[derive(Debug, Default)]
+pub(crate) struct Captured {
+    /// What was kept.
+    pub bytes: Vec<u8>,
+    /// Whether there was more.
+    pub truncated: bool,
+}
+
+/// All that is known of a run that is over.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    /// Init's word on the main process; `None` when init was killed before it could say.
+    pub end: Option<End>,
+    /// Why the supervisor killed it, if it did before the end was known.
+    pub kill: Option<Kill>,
+    /// Standard output.
+    pub stdout: Captured,
+    /// Standard error.
+    pub stderr: Captured,
+    /// Refused calls by number, with how often.
+    pub violations: BTreeMap<i32, u64>,
+    /// When the script's first line began; `None` when it never did.
+    pub started: Option<Instant>,
+    /// When the main process ended or was killed.
+    pub ended: Option<Instant>,
+    /// Peaks by measuring, where there is no cgroup.
+    pub measured: Option<Measure>,
+    /// The memfd that the guest could write its result document to.
+    pub result: Option<std::fs::File>,
+    /// The guest's /output, where artifacts were asked for.
+    pub output: Option<OwnedFd>,
+}
+
+/// Why a run did not begin, or cannot be accounted for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A call of the set-up failed.
+    #[error("failed to {step}")]
+    Step {
+        /// What was tried.
+        step: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The set-up took longer than it may.
+    #[error("the set-up took longer than {0:?} (limits.setup_timeout)")]
+    SetupTimeout(Duration),
+    /// The caller gave up before the script began.
+    #[error("cancelled before the script began")]
+    Cancelled,
+    /// Init died without a word.
+    #[error("the sandbox's init died during the set-up; the memory or process limit may be too low for it")]
+    InitDied,
+    /// A call of the supervisor's own failed.
+    #[error("failed to {step}")]
+    Supervisor {
+        /// What was tried.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The processes of the run would not end.
+    #[error("the run was killed, but its processes were not gone after {REAP_PATIENCE:?}")]
+    Unreaped,
+}
+
+/// What a run is watched by; the descriptors are the supervisor's ends.
+pub(crate) struct Supervisor<'a, 's> {
+    pub init: Init,
+    pub channels: Supervised,
+    pub oom: Option<OwnedFd>,
+    pub cancel: Option<BorrowedFd<'a>>,
+    pub cgroup: Option<&'a Cgroup>,
+    pub limits: &'a Limits,
+    pub program: &'a Program,
+    pub sink: Option<&'a mut (dyn FnMut(Stream, &[u8]) + Send + 's)>,
+    pub listener: Option<OwnedFd>,
+    pub evidence: Evidence,
+}
+
+impl Supervisor<'_, '_> {
+    /// Waits until init has carried out the whole set-up.
+    pub(crate) fn wait_ready(&mut self, plan: &Plan, deadline: Instant) -> Result<(), Error> {
+        loop {
+            let mut set = vec![PollFd::new(self.channels.control.as_fd(), PollFlags::POLLIN)];
+            set.extend(self.cancel.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            poll(&mut set, Some(deadline))?;
+            if set.get(1).is_some_and(ready) {
+                return Err(Error::Cancelled);
+            }
+            if !ready(&set[0]) {
+                return Err(Error::SetupTimeout(self.limits.setup_timeout));
+            }
+            match self.receive()? {
+                Some(report) if report.kind == REPORT_READY => return Ok(()),
+                Some(report) if report.kind == REPORT_FAILED => return Err(failed(plan, report)),
+                Some(_) => {}
+                None => return Err(Error::InitDied),
+            }
+        }
+    }
+
+    /// Starts the guest and watches it until nothing of it is left.
+    pub(crate) fn run(mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
+        send(self.channels.control.as_raw_fd(), &COMMAND_GO.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
+            .map_err(|errno| Error::Supervisor { step: "start the guest", source: errno.into() })?;
+        let outcome = self.watch(plan, setup_deadline);
+        if outcome.is_err() {
+            self.kill_all();
+        }
+        let reaped = self.reap();
+        self.drain();
+        outcome.and(reaped)?;
+        self.evidence.result = self.channels.result.take();
+        Ok(std::mem::take(&mut self.evidence))
+    }
+
+    /// The poll loop: from the start of the guest to the end of its main process, or its killing.
+    fn watch(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<(), Error> {
+        let mut deadline = setup_deadline;
+        let mut next_measure = self.measures().then(|| Instant::now() + MEASURE_EVERY);
+        let mut open = [true; 3]; // start, stdout, stderr
+        loop {
+            let fds: [Option<BorrowedFd<'_>>; 8] = [
+                Some(self.channels.control.as_fd()),
+                Some(self.init.pidfd.as_fd()),
+                self.listener.as_ref().map(AsFd::as_fd),
+                self.oom.as_ref().map(AsFd::as_fd),
+                self.cancel,
+                open[0].then(|| self.channels.start.as_fd()),
+                open[1].then(|| self.channels.stdout.as_fd()),
+                open[2].then(|| self.channels.stderr.as_fd()),
+            ];
+            let mut index = [usize::MAX; 8];
+            let mut set = Vec::with_capacity(8);
+            for (i, fd) in fds.into_iter().enumerate() {
+                if let Some(fd) = fd {
+                    index[i] = set.len();
+                    set.push(PollFd::new(fd, PollFlags::POLLIN));
+                }
+            }
+            let until = next_measure.map_or(deadline, |measure| measure.min(deadline));
+            poll(&mut set, Some(until))?;
+            let is_ready = |i: usize| set.get(index[i]).is_some_and(ready);
+            let [said, died, notified, oom, cancelled, started, stdout, stderr] = std::array::from_fn(is_ready);
+            drop(set);
+
+            // What began before is read before what ended: a start and an end in one round are both seen.
+            if started {
+                open[0] = false;
+                let mut byte = [0];
+                if self.channels.start.read(&mut byte).is_ok_and(|count| count == 1) {
+                    let now = Instant::now();
+                    self.evidence.started = Some(now);
+                    deadline = now + self.limits.timeout;
+                }
+            }
+            if stdout {
+                open[1] = self.capture(Stream::Stdout);
+            }
+            if stderr {
+                open[2] = self.capture(Stream::Stderr);
+            }
+            if notified {
+                self.answer()?;
+            }
+            if said {
+                match self.receive()? {
+                    Some(report) if report.kind == REPORT_ENDED => {
+                        self.evidence.end = Some(end(report));
+                        break;
+                    }
+                    Some(report) if report.kind == REPORT_FAILED => return Err(failed(plan, report)),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            if died {
+                break;
+            }
+            if cancelled {
+                self.evidence.kill.get_or_insert(Kill::Cancelled);
+            }
+            if oom {
+                self.evidence.kill.get_or_insert(Kill::Memory);
+            }
+            let now = Instant::now();
+            if next_measure.is_some_and(|at| at <= now) {
+                next_measure = Some(now + MEASURE_EVERY);
+                self.measure();
+            }
+            if now >= deadline && self.evidence.kill.is_none() {
+                if self.evidence.started.is_none() {
+                    return Err(Error::SetupTimeout(self.limits.setup_timeout));
+                }
+                self.evidence.kill = Some(Kill::Timeout);
+            }
+            if self.evidence.kill.is_some() {
+                self.kill_all();
+                break;
+            }
+        }
+        self.evidence.ended = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Whether there is a limit that only looking tells.
+    fn measures(&self) -> bool {
+        self.cgroup.is_none() || self.limits.cpu_time.is_some()
+    }
+
+    fn measure(&mut self) {
+        let mut cpu = None;
+        if let Some(cgroup) = self.cgroup {
+            cpu = Some(cgroup.cpu_time());
+        } else {
+            let now = Measure::of(self.init.pid);
+            let peak = self.evidence.measured.get_or_insert_default();
+            peak.raise_to(now);
+            cpu = cpu.or(Some(peak.cpu));
+            if now.memory > self.limits.memory {
+                self.evidence.kill.get_or_insert(Kill::Memory);
+            }
+        }
+        if self.limits.cpu_time.zip(cpu).is_some_and(|(limit, used)| used > limit) {
+            self.evidence.kill.get_or_insert(Kill::CpuTime);
+        }
+    }
+
+    /// Takes what a stream holds now; `false` at its end.
+    fn capture(&mut self, stream: Stream) -> bool {
+        let mut buffer = [0; 64 * 1024];
+        let (pipe, captured) = match stream {
+            Stream::Stdout => (&mut self.channels.stdout, &mut self.evidence.stdout),
+            Stream::Stderr => (&mut self.channels.stderr, &mut self.evidence.stderr),
+        };
+        let count = match pipe.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(count) => count,
+            Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        let limit = usize::try_from(self.limits.output).unwrap_or(usize::MAX);
+        let kept = count.min(limit - captured.bytes.len());
+        captured.bytes.extend_from_slice(&buffer[..kept]);
+        if let Some(sink) = self.sink.as_mut().filter(|_| kept > 0) {
+            sink(stream, &buffer[..kept]);
+        }
+        if kept < count {
+            captured.truncated = true;
+            if self.limits.output_kill {
+                self.evidence.kill.get_or_insert(Kill::Output(stream));
+            }
+        }
+        true
+    }
+
+    /// Answers one refused call: with its errno, or with the end of the run.
+    fn answer(&mut self) -> Result<(), Error> {
+        let Some(listener) = &self.listener else { return Ok(()) };
+        let lost = |source| Error::Supervisor { step: "answer a seccomp notification", source };
+        let notification = match notify::receive(listener.as_fd()) {
+            Ok(Some(notification)) => notification,
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(lost(error)),
+        };
+        let total: u64 = self.evidence.violations.values().sum();
+        if total > FLOOD {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        *self.evidence.violations.entry(notification.nr).or_default() += 1;
+        match self.program.decide(notification.nr, &notification.args) {
+            Denial::Refuse(errno) => notify::refuse(listener.as_fd(), notification.id, errno).map_err(lost),
+            Denial::Kill => {
+                self.evidence.kill.get_or_insert(Kill::Violation(notification.nr));
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends init, and with it every process of its pid namespace.
+    fn kill_all(&self) {
+        // It may have ended by itself meanwhile.
+        pidfd_kill(self.init.pidfd.as_fd()).ok();
+        if let Some(cgroup) = self.cgroup {
+            cgroup.kill();
+        }
+    }
+
+    /// Waits until the pid namespace is empty: init's end is announced only then.
+    fn reap(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + REAP_PATIENCE;
+        loop {
+            let mut set = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
+            poll(&mut set, Some(deadline))?;
+            if ready(&set[0]) {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Unreaped);
+            }
+        }
+        // Init has no exit signal, so only a wait that asks for such children finds it.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
+        waitid(Id::PIDFd(self.init.pidfd.as_fd()), flags)
+            .map_err(|errno| Error::Supervisor { step: "reap init", source: errno.into() })?;
+        // Init may have spoken between the last poll and its end.
+        while self.evidence.end.is_none() {
+            match self.receive()? {
+                Some(report) if report.kind == REPORT_ENDED => self.evidence.end = Some(end(report)),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the ended processes left in their pipes; nobody can write any more.
+    fn drain(&mut self) {
+        while self.capture(Stream::Stdout) && has_input(self.channels.stdout.as_fd()) {}
+        while self.capture(Stream::Stderr) && has_input(self.channels.stderr.as_fd()) {}
+    }
+
+    /// One message of init; `None` at the end of its socket.
+    fn receive(&mut self) -> Result<Option<Report>, Error> {
+        let mut bytes = [0; size_of::<Report>()];
+        let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
+        let mut buffers = [io::IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+        let message = match recvmsg::<()>(self.channels.control.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
+            Ok(message) => message,
+            Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+            Err(nix::errno::Errno::EAGAIN) => return Ok(None),
+            Err(errno) => return Err(Error::Supervisor { step: "hear from init", source: errno.into() }),
+        };
+        let mut received: Vec<OwnedFd> = Vec::new();
+        for control in message.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                received = fds.into_iter().map(adopt).collect();
+            }
+        }
+        if message.bytes < bytes.len() {
+            return Ok(None);
+        }
+        let word = |i: usize| bytes[4 * i..4 * i + 4].try_into().map_or(0, u32::from_ne_bytes);
+        let report = Report {
+            kind: word(0),
+            index: word(1),
+            errno: word(2).cast_signed(),
+            code: word(3).cast_signed(),
+            status: word(4).cast_signed(),
+        };
+        match report.kind {
+            REPORT_LISTENER => self.listener = received.pop(),
+            REPORT_OUTPUT => self.evidence.output = received.pop(),
+            _ => {}
+        }
+        Ok(Some(report))
+    }
+}
+
+impl Drop for Supervisor<'_, '_> {
+    fn drop(&mut self) {
+        self.kill_all();
+        // After a whole run this finds no child and returns at once.
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
+        waitid(Id::PIDFd(self.init.pidfd.as_fd()), flags).ok();
+    }
+}
+
+fn end(report: Report) -> End {
+    if report.code == libc::CLD_EXITED { End::Exited(report.status) } else { End::Signalled(report.status) }
+}
+
+fn failed(plan: &Plan, report: Report) -> Error {
+    Error::Step { step: plan.step(report.index).to_owned(), source: io::Error::from_raw_os_error(report.errno) }
+}
+
+fn ready(fd: &PollFd<'_>) -> bool {
+    fd.any().unwrap_or(false)
+}
+
+fn has_input(fd: BorrowedFd<'_>) -> bool {
+    let mut set = [PollFd::new(fd, PollFlags::POLLIN)];
+    poll(&mut set, Some(Instant::now())).is_ok() && set[0].revents().is_some_and(|r| r.contains(PollFlags::POLLIN))
+}
+
+/// Sleeps until one is ready, or `until`; a signal's interruption counts as neither.
+fn poll(set: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Error> {
+    loop {
+        let timeout = until.map(|until| TimeSpec::from(until.saturating_duration_since(Instant::now())));
+        match ppoll(set, timeout, None) {
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(Error::Supervisor { step: "wait for the run", source: errno.into() }),
+        }
+    }
+}

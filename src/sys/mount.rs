@@ -1,0 +1,67 @@
+//! Detached mounts: open_tree(2) and mount_setattr(2).
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::fd::own;
+
+pub(crate) const OPEN_TREE_CLONE: u64 = 1;
+pub(crate) const AT_RECURSIVE: u64 = 0x8000;
+pub(crate) const AT_EMPTY_PATH: u64 = 0x1000;
+pub(crate) const MOUNT_ATTR_RDONLY: u64 = 0x1;
+pub(crate) const MOUNT_ATTR_NOSUID: u64 = 0x2;
+pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;
+pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+pub(crate) const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+pub(crate) const MOVE_MOUNT_F_EMPTY_PATH: u64 = 0x4;
+pub(crate) const MS_PRIVATE: u64 = 1 << 18;
+
+/// mount_setattr(2)'s `struct mount_attr`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MountAttr {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// Propagation type.
+    pub propagation: u64,
+    /// User namespace of an idmapped mount.
+    pub userns: u64,
+}
+
+/// A detached copy of the mount tree at `path` (needs CAP_SYS_ADMIN over the caller's mount namespace).
+pub(crate) fn open_tree(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let flags = OPEN_TREE_CLONE | AT_RECURSIVE | libc::O_CLOEXEC as u64;
+    // SAFETY: the path outlives the call.
+    own(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
+}
+
+/// Changes the attributes of a detached mount tree.
+pub(crate) fn mount_setattr(tree: BorrowedFd<'_>, attr: MountAttr) -> io::Result<()> {
+    let flags = AT_EMPTY_PATH | AT_RECURSIVE;
+    // SAFETY: path and attributes outlive the call; the size is that of the structure.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The kernel's Landlock ABI version. landlock_create_ruleset(2).
+pub(crate) fn landlock_abi() -> io::Result<i32> {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the attributes must be null and their size zero.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, VERSION) };
+    if abi < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(abi).map_err(io::Error::other) }
+}

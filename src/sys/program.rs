@@ -1,0 +1,96 @@
+//! The set-up program that pid 1 of a sandbox executes: a flat list of system calls, built and checked by the supervisor.
+//!
+//! Shared, word for word, by the supervisor (`sandbox::plan` writes it) and the freestanding init (`sys/init/main.rs`
+//! executes it). One message on the control socket holds it all:
+//!
+//! ```text
+//! Header | Op * (setup + guest) | u32 * relocations | data
+//! ```
+//!
+//! Native byte order and layout: both ends are one build on one machine.
+
+/// First word of a program; a build's init refuses any other.
+pub const MAGIC: u32 = 0x6e73_0001;
+/// Largest program in bytes; init reads it into a static buffer.
+pub const MAX_PROGRAM: usize = 192 * 1024;
+/// Registers that hold what earlier calls returned (descriptors).
+pub const REGISTERS: usize = 64;
+/// `Op::dst` of a call whose return value is not kept.
+pub const NO_REGISTER: u8 = 0xff;
+
+/// `Op::nr` of the pseudo call that stores a 32-bit argument in the data: (data offset, value).
+pub const OP_STORE: u16 = 0xff00;
+
+/// How an argument of an [`Op`] is read. Two bits each, first argument lowest.
+pub const ARG_VALUE: u16 = 0;
+/// The argument is an offset into the data; the call gets its address.
+pub const ARG_DATA: u16 = 1;
+/// The argument is the number of a register.
+pub const ARG_REGISTER: u16 = 2;
+
+/// What stands before the operations.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Header {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// How many operations init executes itself, before it reports that it is ready.
+    pub setup: u32,
+    /// How many operations the guest's process executes, the last of them `execve`.
+    pub guest: u32,
+    /// How many words of the data hold offsets that must become addresses.
+    pub relocations: u32,
+    /// Length of the data in bytes.
+    pub data: u32,
+    /// A pidfd of the supervisor: readable once it is dead.
+    pub supervisor: i32,
+}
+
+/// One system call.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Op {
+    /// System call number, or [`OP_STORE`].
+    pub nr: u16,
+    /// Register for the return value, or [`NO_REGISTER`].
+    pub dst: u8,
+    /// An errno that counts as success, or 0.
+    pub tolerate: u8,
+    /// How each argument is read.
+    pub kinds: u16,
+    /// Keeps the arguments aligned.
+    pub reserved: u16,
+    /// The arguments.
+    pub args: [u64; 6],
+}
+
+/// What init says: the first word of each message on the control socket.
+pub const REPORT_READY: u32 = 1;
+/// An operation failed; `index` and `errno` say which and why. Nothing of the guest ran.
+pub const REPORT_FAILED: u32 = 2;
+/// The guest's main process ended; `code` and `status` are its `si_code` and `si_status`.
+pub const REPORT_ENDED: u32 = 3;
+/// This message carries the seccomp listener (SCM_RIGHTS).
+pub const REPORT_LISTENER: u32 = 4;
+
+/// This message carries the guest's /output folder (SCM_RIGHTS).
+pub const REPORT_OUTPUT: u32 = 5;
+
+/// What the supervisor says: start the guest.
+pub const COMMAND_GO: u32 = 1;
+
+/// A message of init.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// One of the `REPORT_` words.
+    pub kind: u32,
+    /// Index of the failed operation.
+    pub index: u32,
+    /// Why it failed.
+    pub errno: i32,
+    /// `si_code` of the guest's end.
+    pub code: i32,
+    /// `si_status` of the guest's end.
+    pub status: i32,
+}
