@@ -15,6 +15,7 @@ mod compile;
 mod profile;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::borrow::Cow;
