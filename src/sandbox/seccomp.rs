@@ -16,6 +16,7 @@ mod install;
 mod profile;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::borrow::Cow;

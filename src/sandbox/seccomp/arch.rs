@@ -4,6 +4,9 @@
 
 use std::str::FromStr;
 
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("nsbox knows the system calls of x86_64 and aarch64 only");
+
 /// A processor architecture whose system calls nsbox knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arch {

@@ -4,7 +4,7 @@
 //! or read in another way is refused here, so that both enforce the same thing. `comment` says why an entry is there; one
 //! that begins with `probe:` marks a call that honest libraries try and do without: it is refused, and not reported.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -197,12 +197,8 @@ impl Profile {
         ]);
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let (name, action, condition) = (width(0), width(1), width(2));
-        rows.iter().fold(String::new(), |mut table, row| {
-            let [a, b, c, why] = row;
-            // Writing to a String cannot fail.
-            let _: fmt::Result = writeln!(table, "{a:name$}  {b:action$}  {c:condition$}  {why}");
-            table
-        })
+        let line = |[a, b, c, why]: &[String; 4]| format!("{a:name$}  {b:action$}  {c:condition$}  {why}\n");
+        rows.iter().map(line).collect()
     }
 
     /// What the profile does with the system call `name` and why; `None` where no architecture has such a call.
@@ -211,7 +207,7 @@ impl Profile {
         let mut text = String::new();
         for entry in self.entries.iter().filter(|entry| entry.names.iter().any(|listed| listed == name)) {
             let when = if entry.conditions.is_empty() { String::new() } else { format!(" if {}", entry.condition()) };
-            let _: fmt::Result = writeln!(text, "{name}: {}{when}: {}", entry.action, entry.comment);
+            text += &format!("{name}: {}{when}: {}\n", entry.action, entry.comment);
         }
         let unconditional =
             self.entries.iter().any(|entry| entry.conditions.is_empty() && entry.names.iter().any(|n| n == name));
@@ -220,7 +216,7 @@ impl Profile {
                 return None;
             }
             let otherwise = if text.is_empty() { "" } else { " otherwise" };
-            let _: fmt::Result = writeln!(text, "{name}: {}{otherwise}: the default of the profile", self.default);
+            text += &format!("{name}: {}{otherwise}: the default of the profile\n", self.default);
         }
         Some(text)
     }
