@@ -136,18 +136,22 @@ impl Skeleton {
         }
     }
 
-    /// The first entry of a path wins, except that an empty folder gives way.
+    /// The first entry of a path wins, except that an empty folder gives way. Nothing is put below what is no plain
+    /// folder: it would be written through a link.
     fn put(&mut self, path: &Path, entry: Entry) {
         let path = path.strip_prefix("/").unwrap_or(path);
-        for parent in path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
-            if self.entries.contains_key(parent) {
-                break;
-            }
-            self.entries.insert(parent.to_owned(), Entry::Dir);
+        let parents = path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
+        if parents.clone().any(|parent| self.entries.get(parent).is_some_and(|entry| *entry != Entry::Dir)) {
+            return;
         }
-        let slot = self.entries.entry(path.to_owned()).or_insert(Entry::Dir);
-        if *slot == Entry::Dir {
-            *slot = entry;
+        for parent in parents {
+            self.entries.entry(parent.to_owned()).or_insert(Entry::Dir);
+        }
+        let is_empty = self.entries.range(path.to_owned()..).nth(1).is_none_or(|(next, _)| !next.starts_with(path));
+        match self.entries.get(path) {
+            Some(Entry::Dir) if !is_empty => {}
+            Some(Entry::Dir) | None => drop(self.entries.insert(path.to_owned(), entry)),
+            Some(_) => {}
         }
     }
 
@@ -393,11 +397,27 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_folder_gives_way_to_what_is_more() {
+    fn only_an_empty_folder_gives_way() {
         let mut skeleton = Skeleton::new();
         skeleton.link(Path::new("/usr"), Path::new("elsewhere"));
+        skeleton.link(Path::new("/dev"), Path::new("elsewhere"));
         skeleton.dir(Path::new("/etc/passwd"));
         assert_eq!(skeleton.entries[Path::new("usr")], Entry::Link("elsewhere".into()));
+        assert_eq!(skeleton.entries[Path::new("dev")], Entry::Dir);
         assert!(matches!(skeleton.entries[Path::new("etc/passwd")], Entry::File(_)));
+    }
+
+    #[test]
+    fn nothing_is_made_through_a_link() {
+        let (store, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink("target", outside.path().join("link")).unwrap();
+        let mut skeleton = Skeleton::new();
+        skeleton.link(Path::new("/opt"), outside.path());
+        skeleton.dir(Path::new("/opt/made"));
+        // The same link comes with its folder.
+        skeleton.copy_links(outside.path());
+        skeleton.link(&outside.path().join("link"), Path::new("target"));
+        built(&skeleton, store.path());
+        assert!(!outside.path().join("made").exists());
     }
 }

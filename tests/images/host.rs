@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nsbox::image::{self, Error, Image};
@@ -214,7 +215,11 @@ fn pth_files_are_followed_as_site_follows_them() {
         .unwrap();
         fs::write(site.join("b.pth"), "second\r\nnested\rmissing\nnested\n led\n/\0\n").unwrap();
         fs::write(site.join("c.txt"), "/usr").unwrap();
+        let _socket = UnixListener::bind(site.join("socket")).unwrap();
         let image = check(&venv_folder.join("bin/python3"), store.path());
+        fs::write(site.join("d.pth"), "socket\n").unwrap();
+        let with_socket = image::host(Some(&venv_folder.join("bin/python3")), store.path()).unwrap();
+        assert_eq!(with_socket, image, "a socket is nothing to import from");
         assert!(image.binds.iter().any(|bind| bind.target == project.join("src")), "{image:#?}");
         assert!(!image.binds.iter().any(|bind| bind.target == project), "{image:#?}");
         if let Some(inside) = run_inside(&image, "import found_by_pth as f; print(f.__file__)") {
