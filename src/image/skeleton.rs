@@ -18,7 +18,7 @@ use super::{Error, HOME, HOSTNAME, MACHINE_ID, UID, USER};
 /// In the digest, so that a change of the rules below makes new skeletons.
 const FORMAT: u8 = 1;
 
-/// Folders of every skeleton: the sandbox mounts over them.
+/// Folders of every skeleton, with their parents: the sandbox mounts over them.
 const DIRS: [&str; 11] = ["dev", "dev/shm", "etc", "input", "output", "proc", "run", "run/nsbox", "tmp", "usr", "work"];
 
 /// Devices, bound from the host's by the sandbox.
@@ -91,20 +91,11 @@ pub(crate) struct Skeleton {
 impl Skeleton {
     /// What every image has.
     pub fn new() -> Self {
-        let mut skeleton = Self { entries: BTreeMap::new() };
-        for dir in DIRS {
-            skeleton.put(Path::new(dir), Entry::Dir);
-        }
-        for device in DEVICES {
-            skeleton.put(Path::new(device), Entry::File(Vec::new()));
-        }
-        for (path, target) in LINKS {
-            skeleton.put(Path::new(path), Entry::Link(target.into()));
-        }
-        for (name, content) in synthetic() {
-            skeleton.put(&Path::new("etc").join(name), Entry::File(content));
-        }
-        skeleton
+        let dirs = DIRS.iter().map(|path| (PathBuf::from(path), Entry::Dir));
+        let devices = DEVICES.iter().map(|path| (PathBuf::from(path), Entry::File(Vec::new())));
+        let links = LINKS.iter().map(|(path, target)| (PathBuf::from(path), Entry::Link(target.into())));
+        let files = synthetic().into_iter().map(|(name, content)| (Path::new("etc").join(name), Entry::File(content)));
+        Self { entries: dirs.chain(devices).chain(links).chain(files).collect() }
     }
 
     /// An empty folder, with its parents.
@@ -147,11 +138,12 @@ impl Skeleton {
         for parent in parents {
             self.entries.entry(parent.to_owned()).or_insert(Entry::Dir);
         }
-        let is_empty = self.entries.range(path.to_owned()..).nth(1).is_none_or(|(next, _)| !next.starts_with(path));
-        match self.entries.get(path) {
-            Some(Entry::Dir) if !is_empty => {}
-            Some(Entry::Dir) | None => drop(self.entries.insert(path.to_owned(), entry)),
-            Some(_) => {}
+        // What lies in a folder comes right after it.
+        let next = self.entries.range(path.to_owned()..).map(|(next, _)| next).find(|next| *next != path);
+        let is_empty = next.is_none_or(|next| !next.starts_with(path));
+        let slot = self.entries.entry(path.to_owned()).or_insert(Entry::Dir);
+        if *slot == Entry::Dir && is_empty {
+            *slot = entry;
         }
     }
 
