@@ -76,6 +76,31 @@ fn interpreter_is_what_it_says_and_runs_in_its_root() {
 }
 
 #[test]
+fn every_extension_module_that_loads_outside_loads_inside() {
+    const LOAD: &str = "
+import importlib, json, os, sys
+folder = next(path for path in sys.path if path.endswith('lib-dynload'))
+loaded = []
+for name in sorted({name.split('.')[0] for name in os.listdir(folder) if name.endswith('.so')}):
+    try:
+        importlib.import_module(name)
+        loaded.append(name)
+    except ImportError:
+        pass
+print(json.dumps(loaded))
+";
+    let store = store();
+    for python in interpreters() {
+        let outside = run(&python, &["-S", "-s", "-c", LOAD].map(OsStr::new));
+        assert_ne!(outside.trim(), "[]", "{python:?} has no extension modules");
+        let image = image::host(Some(&python), store.path()).unwrap();
+        if let Some(inside) = run_inside(&image, LOAD) {
+            assert_eq!(inside, outside, "{python:?}");
+        }
+    }
+}
+
+#[test]
 fn venv_is_what_it_says_and_runs_in_its_root() {
     let store = store();
     for python in interpreters() {
