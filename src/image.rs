@@ -11,6 +11,9 @@
 //! 4. [`Image::late_binds`], in their order. Their mount points lie in what step 3 mounted, so the sandbox makes them:
 //!    a folder with its parents, or an empty file.
 //!
+//! What lies in no installation stays outside: the user's own site (`~/.local`), and what links in site-packages name
+//! elsewhere. Libraries are found in the system's folders, in `/usr/local/lib` and in the installation.
+//!
 //! Every source is a real path, free of links: open it with `RESOLVE_NO_SYMLINKS`, and what was found is what is bound.
 
 mod binds;

@@ -59,7 +59,8 @@ pub(crate) struct Binds<'t> {
     on_host: bool,
     /// Link-free paths in the tree, each to be bound at the same path in the guest.
     paths: BTreeMap<PathBuf, Kind>,
-    links: BTreeMap<PathBuf, PathBuf>,
+    /// What each link says, and what needs it.
+    links: BTreeMap<PathBuf, (PathBuf, PathBuf)>,
     /// Folders that hold nothing but links, copied instead of bound.
     copied: BTreeSet<PathBuf>,
 }
@@ -85,13 +86,13 @@ impl<'t> Binds<'t> {
         for entry in site {
             self.add(&entry.path, entry.named_by.as_ref().unwrap_or(needed_by))?;
         }
-        self.add_links(layout.links.iter().cloned());
+        self.add_links(layout.links.iter().cloned(), needed_by);
         Ok(())
     }
 
     /// Links that lead to what is bound, each as its link-free path and what it says.
-    pub fn add_links(&mut self, links: impl IntoIterator<Item = (PathBuf, PathBuf)>) {
-        self.links.extend(links);
+    fn add_links(&mut self, links: impl IntoIterator<Item = (PathBuf, PathBuf)>, needed_by: &Path) {
+        self.links.extend(links.into_iter().map(|(path, target)| (path, (target, needed_by.to_owned()))));
     }
 
     /// A prefix: whole where it holds nothing but an installation, else the parts that Python needs.
@@ -114,7 +115,7 @@ impl<'t> Binds<'t> {
     /// A folder or file that may be missing, with the links that lead to it.
     pub fn add_if_there(&mut self, path: &Path, needed_by: &Path) -> Result<(), Error> {
         let Ok(resolved) = self.tree.resolve(path) else { return Ok(()) };
-        self.add_links(resolved.links);
+        self.add_links(resolved.links, needed_by);
         if self.copied.contains(&resolved.path) || self.is_bound(&resolved.path) {
             return Ok(());
         }
@@ -164,13 +165,12 @@ impl<'t> Binds<'t> {
 
     fn is_refused(&self, path: &Path) -> bool {
         let above = |places: &[&str]| places.iter().any(|place| Path::new(place).starts_with(path));
-        let synthetic = SYNTHETIC.iter().any(|place| path.starts_with(place)) && !is_private(path);
         let wide = || {
             let somebodys_home = path.parent() == Some(Path::new("/home"));
             let callers_home = env::home_dir().is_some_and(|home| home.starts_with(path));
             above(&WIDE) || path.starts_with("/etc") || somebodys_home || callers_home
         };
-        synthetic || above(&PRIVATE) || above(&SYNTHETIC) || (self.on_host && wide())
+        is_own_place(path) || (self.on_host && wide())
     }
 
     /// Puts mount points and links into the skeleton. Returns the binds, and those that come after the private tmpfs.
@@ -203,11 +203,14 @@ impl<'t> Binds<'t> {
         for path in &self.copied {
             skeleton.copy_links(path);
         }
-        for (path, target) in self.links.iter().filter(|(path, _)| !self.is_bound(path)) {
+        for (path, (target, needed_by)) in self.links.iter().filter(|(path, _)| !self.is_bound(path)) {
+            if is_own_place(path) {
+                return Err(Error::TooWide { path: path.clone(), needed_by: needed_by.clone() });
+            }
             if is_private(path) {
                 // The tmpfs is made anew for each run: what the link leads to is bound in the link's place.
-                let real =
-                    self.tree.resolve(path).map_err(|source| Error::Resolve { path: path.clone(), source })?.path;
+                let real = self.tree.resolve(path);
+                let real = real.map_err(|source| Error::Resolve { path: path.clone(), source })?.path;
                 late.push(bind(&real, path, self.kind(&real)?));
             } else {
                 skeleton.link(path, target);
@@ -218,6 +221,81 @@ impl<'t> Binds<'t> {
     }
 }
 
+/// Whether a path is in a folder that is private to a run, or is one.
 fn is_private(path: &Path) -> bool {
     PRIVATE.iter().any(|private| path.starts_with(private))
+}
+
+/// Whether something at a path would take the place of what the sandbox mounts.
+fn is_own_place(path: &Path) -> bool {
+    let within = SYNTHETIC.iter().any(|place| path.starts_with(place)) && !is_private(path);
+    within || PRIVATE.iter().chain(&SYNTHETIC).any(|place| Path::new(place).starts_with(path))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// An image with these folders.
+    fn image(folders: &[&str]) -> (tempfile::TempDir, Tree) {
+        let root = tempfile::tempdir().unwrap();
+        for folder in folders {
+            fs::create_dir_all(root.path().join(folder)).unwrap();
+        }
+        let tree = Tree::new(root.path());
+        (root, tree)
+    }
+
+    fn targets(binds: &[Bind]) -> Vec<&str> {
+        binds.iter().map(|bind| bind.target.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn nested_binds_are_dropped_and_private_ones_come_late() {
+        let (_root, tree) = image(&["opt/a/b", "opt/a-b", "work/py/lib", "usr"]);
+        let mut binds = Binds::within_image(&tree);
+        for path in ["/opt/a/b", "/work/py/lib", "/opt/a-b", "/opt/a", "/usr", "/work/py", "/opt/a/b"] {
+            binds.add(Path::new(path), Path::new("/python")).unwrap();
+        }
+        let (early, late) = binds.finish(&mut Skeleton::new()).unwrap();
+        assert_eq!(targets(&early), ["/opt/a", "/opt/a-b", "/usr"]);
+        assert_eq!(targets(&late), ["/work/py"]);
+    }
+
+    #[test]
+    fn link_to_what_is_bound_is_made_anew_or_bound_late() {
+        let (root, tree) = image(&["opt/py/bin", "srv", "work"]);
+        symlink("../opt/py", root.path().join("srv/py")).unwrap();
+        symlink("/srv/py/bin", root.path().join("work/bin")).unwrap();
+        let mut binds = Binds::within_image(&tree);
+        binds.add_if_there(Path::new("/work/bin"), Path::new("/python")).unwrap();
+        let mut skeleton = Skeleton::new();
+        let (early, late) = binds.finish(&mut skeleton).unwrap();
+        assert_eq!((targets(&early), targets(&late)), (vec!["/opt/py/bin"], vec!["/work/bin"]));
+        assert_eq!(late[0].source, root.path().join("opt/py/bin"));
+        let built = skeleton.build(&root.path().join("store")).unwrap();
+        assert_eq!(fs::read_link(built.join("srv/py")).unwrap(), Path::new("../opt/py"));
+    }
+
+    #[test]
+    fn link_in_the_place_of_a_private_folder_is_refused() {
+        let (root, tree) = image(&["data/py"]);
+        symlink("data", root.path().join("tmp")).unwrap();
+        let mut binds = Binds::within_image(&tree);
+        binds.add_if_there(Path::new("/tmp/py"), Path::new("/python")).unwrap();
+        assert_eq!(binds.finish(&mut Skeleton::new()).unwrap_err().code(), "image-too-wide");
+    }
+
+    #[test]
+    fn places_of_the_sandbox_are_refused_and_folders_in_private_ones_are_not() {
+        for own in ["/", "/dev", "/dev/dri", "/proc/self", "/run", "/run/nsbox/x", "/tmp", "/dev/shm", "/work"] {
+            assert!(is_own_place(Path::new(own)), "{own}");
+        }
+        for free in ["/usr", "/dev/shm/venv", "/tmp/venv", "/run/user/1000/venv", "/etc", "/worker"] {
+            assert!(!is_own_place(Path::new(free)), "{free}");
+        }
+    }
 }

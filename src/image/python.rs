@@ -237,6 +237,7 @@ impl VenvConfig {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use proptest::prelude::*;
 
@@ -259,6 +260,22 @@ mod tests {
         let config = VenvConfig::parse(text);
         assert_eq!(config, VenvConfig { home: Some("/b c".into()), system_site: false });
         assert_eq!(VenvConfig::parse(b""), VenvConfig { home: None, system_site: true });
+    }
+
+    #[test]
+    fn venv_without_an_end_or_a_beginning_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = Tree::new(folder.path());
+        let executable = folder.path().join("venv/bin/python3");
+        fs::create_dir_all(executable.parent().unwrap()).unwrap();
+        fs::write(&executable, b"\x7fELF").unwrap();
+        fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
+        for config in ["", "home = bin", "home = /nowhere", "home = /venv/bin"] {
+            fs::write(folder.path().join("venv/pyvenv.cfg"), config).unwrap();
+            let error = Layout::read(&tree, Path::new("/venv/bin/python3")).unwrap_err();
+            assert_eq!(error.code(), "image-venv", "{config}");
+            assert!(error.to_string().contains("/venv/pyvenv.cfg"), "{error}");
+        }
     }
 
     #[test]

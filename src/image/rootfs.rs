@@ -22,7 +22,7 @@ const OWN: [&str; 9] = ["dev", "etc", "input", "output", "proc", "run", "sys", "
 /// synthetic files over those of its files that have the same name.
 ///
 /// # Errors
-/// [`Error::NotFolder`], or what [`host`](super::host) fails with.
+/// [`Error::NotFolder`], or what [`host`](super::host()) fails with.
 pub fn rootfs(path: &Path, python: Option<&Path>, store: &Path) -> Result<Image, Error> {
     let root = fs::canonicalize(path).ok().filter(|root| root.is_dir());
     let root = root.ok_or_else(|| Error::NotFolder { path: path.to_owned() })?;
@@ -67,7 +67,7 @@ fn add_top(tree: &Tree, binds: &mut Binds, skeleton: &mut Skeleton) -> Result<()
         if OWN.iter().any(|own| own.as_bytes() == name.as_bytes()) {
             continue;
         }
-        let kind = fs::symlink_metadata(tree.on_host(&path)).map_err(|source| failed(&path, source))?.file_type();
+        let kind = tree.look(&path).map_err(|source| failed(&path, source))?.file_type();
         if kind.is_symlink() {
             skeleton.link(&path, &fs::read_link(tree.on_host(&path)).map_err(|source| failed(&path, source))?);
         } else if kind.is_dir() && tree.names(&path).map_err(|source| failed(&path, source))?.is_empty() {

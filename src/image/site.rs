@@ -39,7 +39,11 @@ pub(crate) fn site_paths(tree: &Tree, layout: &Layout) -> Result<Vec<SitePath>, 
             let Some(text) = tree.read(&file).map_err(|source| failed(&file, source))? else { continue };
             for line in pth_lines(&text) {
                 let line = Path::new(OsStr::from_bytes(line));
-                let Some((path, _)) = tree.find(&normal(&folder.join(line))) else { continue };
+                let Some((path, metadata)) = tree.find(&normal(&folder.join(line))) else { continue };
+                // A socket or device would only be bound, never imported from.
+                if !metadata.is_dir() && !metadata.is_file() {
+                    continue;
+                }
                 if !paths.iter().any(|known| known.path == path) {
                     paths.push(SitePath { path, named_by: Some(file.clone()) });
                 }

@@ -18,7 +18,7 @@ use super::{Error, HOME, HOSTNAME, MACHINE_ID, UID, USER};
 /// In the digest, so that a change of the rules below makes new skeletons.
 const FORMAT: u8 = 1;
 
-/// Folders of every skeleton: the sandbox mounts over them.
+/// Folders of every skeleton, with their parents: the sandbox mounts over them.
 const DIRS: [&str; 11] = ["dev", "dev/shm", "etc", "input", "output", "proc", "run", "run/nsbox", "tmp", "usr", "work"];
 
 /// Devices, bound from the host's by the sandbox.
@@ -91,20 +91,11 @@ pub(crate) struct Skeleton {
 impl Skeleton {
     /// What every image has.
     pub fn new() -> Self {
-        let mut skeleton = Self { entries: BTreeMap::new() };
-        for dir in DIRS {
-            skeleton.put(Path::new(dir), Entry::Dir);
-        }
-        for device in DEVICES {
-            skeleton.put(Path::new(device), Entry::File(Vec::new()));
-        }
-        for (path, target) in LINKS {
-            skeleton.put(Path::new(path), Entry::Link(target.into()));
-        }
-        for (name, content) in synthetic() {
-            skeleton.put(&Path::new("etc").join(name), Entry::File(content));
-        }
-        skeleton
+        let dirs = DIRS.iter().map(|path| (PathBuf::from(path), Entry::Dir));
+        let devices = DEVICES.iter().map(|path| (PathBuf::from(path), Entry::File(Vec::new())));
+        let links = LINKS.iter().map(|(path, target)| (PathBuf::from(path), Entry::Link(target.into())));
+        let files = synthetic().into_iter().map(|(name, content)| (Path::new("etc").join(name), Entry::File(content)));
+        Self { entries: dirs.chain(devices).chain(links).chain(files).collect() }
     }
 
     /// An empty folder, with its parents.
@@ -136,17 +127,22 @@ impl Skeleton {
         }
     }
 
-    /// The first entry of a path wins, except that an empty folder gives way.
+    /// The first entry of a path wins, except that an empty folder gives way. Nothing is put below what is no plain
+    /// folder: it would be written through a link.
     fn put(&mut self, path: &Path, entry: Entry) {
         let path = path.strip_prefix("/").unwrap_or(path);
-        for parent in path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
-            if self.entries.contains_key(parent) {
-                break;
-            }
-            self.entries.insert(parent.to_owned(), Entry::Dir);
+        let parents = path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
+        if parents.clone().any(|parent| self.entries.get(parent).is_some_and(|entry| *entry != Entry::Dir)) {
+            return;
         }
+        for parent in parents {
+            self.entries.entry(parent.to_owned()).or_insert(Entry::Dir);
+        }
+        // What lies in a folder comes right after it.
+        let next = self.entries.range(path.to_owned()..).map(|(next, _)| next).find(|next| *next != path);
+        let is_empty = next.is_none_or(|next| !next.starts_with(path));
         let slot = self.entries.entry(path.to_owned()).or_insert(Entry::Dir);
-        if *slot == Entry::Dir {
+        if *slot == Entry::Dir && is_empty {
             *slot = entry;
         }
     }
@@ -393,11 +389,27 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_folder_gives_way_to_what_is_more() {
+    fn only_an_empty_folder_gives_way() {
         let mut skeleton = Skeleton::new();
         skeleton.link(Path::new("/usr"), Path::new("elsewhere"));
+        skeleton.link(Path::new("/dev"), Path::new("elsewhere"));
         skeleton.dir(Path::new("/etc/passwd"));
         assert_eq!(skeleton.entries[Path::new("usr")], Entry::Link("elsewhere".into()));
+        assert_eq!(skeleton.entries[Path::new("dev")], Entry::Dir);
         assert!(matches!(skeleton.entries[Path::new("etc/passwd")], Entry::File(_)));
+    }
+
+    #[test]
+    fn nothing_is_made_through_a_link() {
+        let (store, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink("target", outside.path().join("link")).unwrap();
+        let mut skeleton = Skeleton::new();
+        skeleton.link(Path::new("/opt"), outside.path());
+        skeleton.dir(Path::new("/opt/made"));
+        // The same link comes with its folder.
+        skeleton.copy_links(outside.path());
+        skeleton.link(&outside.path().join("link"), Path::new("target"));
+        built(&skeleton, store.path());
+        assert!(!outside.path().join("made").exists());
     }
 }

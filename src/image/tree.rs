@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 /// Links followed before a path counts as a loop, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// A folder seen as `/`, for as long as one image is looked for: what was found to be a folder is not looked at again.
+/// A folder seen as `/`, for as long as one image is looked for: nothing is looked at twice.
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: PathBuf,

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nsbox::image::{self, Error, Image};
@@ -71,6 +72,31 @@ fn interpreter_is_what_it_says_and_runs_in_its_root() {
         let image = check(&python, store.path());
         assert_eq!(image.name, "host");
         assert!(image.python.env.is_empty(), "{python:?} needs {:?}", image.python.env);
+    }
+}
+
+#[test]
+fn every_extension_module_that_loads_outside_loads_inside() {
+    const LOAD: &str = "
+import importlib, json, os, sys
+folder = next(path for path in sys.path if path.endswith('lib-dynload'))
+loaded = []
+for name in sorted({name.split('.')[0] for name in os.listdir(folder) if name.endswith('.so')}):
+    try:
+        importlib.import_module(name)
+        loaded.append(name)
+    except ImportError:
+        pass
+print(json.dumps(loaded))
+";
+    let store = store();
+    for python in interpreters() {
+        let outside = run(&python, &["-S", "-s", "-c", LOAD].map(OsStr::new));
+        assert_ne!(outside.trim(), "[]", "{python:?} has no extension modules");
+        let image = image::host(Some(&python), store.path()).unwrap();
+        if let Some(inside) = run_inside(&image, LOAD) {
+            assert_eq!(inside, outside, "{python:?}");
+        }
     }
 }
 
@@ -214,7 +240,11 @@ fn pth_files_are_followed_as_site_follows_them() {
         .unwrap();
         fs::write(site.join("b.pth"), "second\r\nnested\rmissing\nnested\n led\n/\0\n").unwrap();
         fs::write(site.join("c.txt"), "/usr").unwrap();
+        let _socket = UnixListener::bind(site.join("socket")).unwrap();
         let image = check(&venv_folder.join("bin/python3"), store.path());
+        fs::write(site.join("d.pth"), "socket\n").unwrap();
+        let with_socket = image::host(Some(&venv_folder.join("bin/python3")), store.path()).unwrap();
+        assert_eq!(with_socket, image, "a socket is nothing to import from");
         assert!(image.binds.iter().any(|bind| bind.target == project.join("src")), "{image:#?}");
         assert!(!image.binds.iter().any(|bind| bind.target == project), "{image:#?}");
         if let Some(inside) = run_inside(&image, "import found_by_pth as f; print(f.__file__)") {
