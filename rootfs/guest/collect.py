@@ -66,10 +66,7 @@ def document(namespace, names, error, limit):
 
 def describe_error(error, text):
     """The entry `error` of the document; `text` is the traceback as printed."""
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in ("builtins", "__main__"):
-        name = f"{kind.__module__}.{name}"
+    name = type_name(type(error)).removeprefix("builtins.").removeprefix("__main__.")
     try:
         message = str(error)
     except BaseException:
@@ -181,11 +178,11 @@ class Encoder:
             self.writer(value)(value, where, depth)
         except OverLimit:
             raise
-        except Exception as error:
-            # Half a value is none: take back what it has written.
+        except BaseException as error:
+            # A SystemExit of the script's own methods among them. Half a value is none: take back what it has written.
             del self.chunks[chunks:]
             self.size = size
-            why = str(error) if type(error) is Unrepresentable else f"could not be read ({type(error).__name__})"
+            why = str(error) if type(error) is Unrepresentable else f"could not be read ({type_name(type(error))})"
             self.opaque(value, where, why)
         finally:
             if fresh:
@@ -215,15 +212,14 @@ class Encoder:
         return "enum" in sys.modules and issubclass(kind, sys.modules["enum"].Enum)
 
     def opaque(self, value, where, why):
-        """What is left of an object without a form: its type, and no more text than that needs."""
-        kind = type(value)
-        name = f"{kind.__module__}.{kind.__qualname__}"[:200]
+        """What is left of an object without a form: its type. Its own `repr` is not asked, and addresses say nothing."""
+        name = type_name(type(value))
         self.note(where, f"{name} {why}")
         self.head(6, 27)
         self.head(4, 3)
         self.text("repr")
         self.text(name)
-        self.text(shown(value, kind))
+        self.text(f"<{name} object>")
 
     # Plain Python.
 
@@ -285,7 +281,7 @@ class Encoder:
                 return read_scalar(b"".join(inner.chunks))
         except (OverLimit, ValueError):
             pass
-        return f"<{type(key).__qualname__}>"
+        return f"<{type_name(type(key)).removeprefix('builtins.')}>"
 
     def dataclass(self, value, where, depth):
         fields = [name for name, field in type(value).__dataclass_fields__.items() if field._field_type.name == "_FIELD"]
@@ -455,11 +451,10 @@ TEXT_MODULES = (
 )  # fmt: skip
 
 
-def shown(value, kind):
-    """The `repr` of an object, where it is short to make: of types that have none of their own, or of functions."""
-    if kind.__repr__ is object.__repr__ or kind.__module__ == "builtins" and hasattr(value, "__name__"):
-        return object.__repr__(value)[:MAX_TEXT]
-    return f"<{kind.__qualname__}>"[:MAX_TEXT]
+def type_name(kind):
+    """The full name of a class, whatever its metaclass would answer."""
+    parts = [type.__dict__[part].__get__(kind) for part in ("__module__", "__qualname__")]
+    return ".".join(part[:200] if type(part) is str else "?" for part in parts)
 
 
 def iso_duration(nanoseconds):
@@ -498,7 +493,7 @@ def arrow_stream(kind, value):
         import pyarrow.ipc
 
         if kind == "series":
-            value = value.to_frame(name="0" if value.name is None else value.name)
+            value = value.to_frame(name=value.name)
         elif kind == "index":
             value = value.to_frame(index=False)
         table = pyarrow.Table.from_pandas(value)
