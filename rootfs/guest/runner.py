@@ -1,0 +1,398 @@
+"""Runs one script inside the sandbox, as `python3 script.py` would, and hands back what it left.
+
+The first code of the guest: trusted, but inside the wall, so nothing it says is believed without the kernel's word.
+`python3 -S -s -B -u runner.py KEY=VALUE... -- ARGS...`, where the keys are
+
+    file=PATH           the script's `__file__`; its text is written there
+    code=FD             descriptor of the script's text (UTF-8), the very text that was checked
+    result=FD           descriptor for the result document (CBOR, see collect.py)
+    start=FD            one byte is written here when the script's own time begins
+    result_limit=BYTES  size limit of the result document
+    path=DIR            one more folder of modules (repeated)
+    prefix=DIR          `sys.prefix` of a virtual environment
+    seed=N              seeds `random` and `numpy.random`
+    input=NAME          a file or folder at /input/NAME (repeated)
+
+It is on the path of every cold run, so it imports only what an interpreter has loaded at its start; whatever else is
+needed is imported at the moment of need.
+"""
+
+import _frozen_importlib_external
+import _io
+import _thread
+import builtins
+import marshal
+import posix
+import sys
+
+RESULT_NAMES = ("result", "metrics", "signal", "report")
+
+
+def parse(arguments):
+    """Splits the command line into the protocol's keys and the script's own arguments."""
+    single = {}
+    repeated = {"path": [], "input": []}
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return single, repeated, arguments[position + 1 :]
+        key, _, value = argument.partition("=")
+        if key in repeated:
+            repeated[key].append(value)
+        else:
+            single[key] = value
+    return single, repeated, []
+
+
+def load(name):
+    """Loads another of the guest's own modules, without giving scripts a way to import it."""
+    stem = f"{HOME}/{name}"
+    try:
+        with _io.open(f"{stem}.{sys.implementation.cache_tag}.pyc", "rb") as file:
+            code = marshal.loads(file.read()[16:])
+    except FileNotFoundError:
+        with _io.open(f"{stem}.py", "rb") as file:
+            code = compile(file.read(), f"{stem}.py", "exec", dont_inherit=True)
+    module = type(sys)(name)
+    exec(code, module.__dict__)
+    return module
+
+
+# Import hooks: work on a module the moment it is imported, at no cost where it is not.
+
+
+class Hooks:
+    """A finder that lets the others find, and calls a hook once the module has run."""
+
+    def __init__(self):
+        self.waiting = {}
+
+    def add(self, name, hook):
+        """Calls `hook(module)` after the import of `name`; at once where it is imported already."""
+        if name in sys.modules:
+            hook(sys.modules[name])
+        else:
+            self.waiting[name] = hook
+
+    def find_spec(self, name, path=None, target=None):
+        hook = self.waiting.pop(name, None)
+        if hook is None:
+            return None
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                run_after(spec.loader, hook)
+                return spec
+        return None
+
+
+def run_after(loader, hook):
+    """Makes `loader` call `hook(module)` after its next module."""
+
+    def exec_module(module):
+        del loader.exec_module
+        loader.exec_module(module)
+        hook(module)
+
+    loader.exec_module = exec_module
+
+
+def seed_with(seed):
+    """The hooks that seed the generators of `random` and `numpy.random`."""
+    # numpy takes one 32-bit word, or several.
+    words = seed if seed < 1 << 32 else [seed & 0xFFFFFFFF, seed >> 32]
+    return {"random": lambda module: module.seed(seed), "numpy.random": lambda module: module.seed(words)}
+
+
+class SiteBuiltin:
+    """`exit`, `quit`, `help` and their like, which `-S` leaves out; made when first used."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def real(self):
+        import _sitebuiltins
+
+        if self.name in ("exit", "quit"):
+            return _sitebuiltins.Quitter(self.name, "Ctrl-D (i.e. EOF)")
+        if self.name == "help":
+            return _sitebuiltins._Helper()
+        return _sitebuiltins._Printer(self.name, sys.copyright if self.name == "copyright" else "See python.org.")
+
+    def __call__(self, *args, **kwargs):
+        return self.real()(*args, **kwargs)
+
+    def __repr__(self):
+        return repr(self.real())
+
+
+# Before the script.
+
+
+def read_all(fd):
+    """The whole content of a memfd, wherever its offset stands."""
+    size = posix.fstat(fd).st_size
+    chunks = []
+    while size > 0:
+        chunk = posix.pread(fd, size, sum(map(len, chunks)))
+        if not chunk:
+            break
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def write_all(fd, data):
+    """Makes `data` the whole content of a memfd."""
+    posix.ftruncate(fd, 0)
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += posix.pwrite(fd, view[done:], done)
+
+
+def write_script(path, data):
+    """Puts the script where its `__file__` says, so that tools which read it find it."""
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o644)
+    try:
+        done = 0
+        while done < len(data):
+            done += posix.write(fd, data[done:])
+    finally:
+        posix.close(fd)
+
+
+def prepare_interpreter(file, single, repeated, arguments):
+    """What `site` and the start of an ordinary script would have done."""
+    sys.path[0] = file.rpartition("/")[0] or "/"
+    sys.path += repeated["path"]
+    sys.argv[:] = [file, *arguments]
+    sys.orig_argv[:] = [sys.executable, *sys.argv]
+    if "prefix" in single:
+        sys.prefix = sys.exec_prefix = single["prefix"]
+    for name in ("exit", "quit", "help", "copyright", "credits", "license"):
+        setattr(builtins, name, SiteBuiltin(name))
+
+
+def new_main(file, inputs):
+    """A fresh `__main__`, as CPython makes it for a script."""
+    main = type(sys)("__main__")
+    main.__dict__.update(
+        __annotations__={},
+        __builtins__=builtins,
+        __cached__=None,
+        __file__=file,
+        __loader__=_frozen_importlib_external.SourceFileLoader("__main__", file),
+    )
+    if inputs:
+        main.inputs = {name: f"/input/{name}" for name in inputs}
+    sys.modules["__main__"] = main
+    return main
+
+
+def hook_imports(file, text, seed):
+    """Arms what waits for an import: seeds, the network hint and the source lines of tracebacks."""
+    hooks = Hooks()
+
+    def remember_source(linecache):
+        # No modification time: the entry outlives any change of the file.
+        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+
+    def explain_network(module):
+        load("network_hint").install(module)
+
+    hooks.add("linecache", remember_source)
+    hooks.add("socket", explain_network)
+    hooks.add("curl_cffi.curl", explain_network)
+    if seed is not None:
+        for name, hook in seed_with(seed).items():
+            hooks.add(name, hook)
+    sys.meta_path.insert(0, hooks)
+
+
+# The script.
+
+
+def run(main, text, file):
+    """Runs the script; its uncaught exception, free of this file's frames, or None."""
+    try:
+        exec(compile(text, file, "exec", dont_inherit=True), main.__dict__)
+    except BaseException as error:
+        return error.with_traceback(error.__traceback__.tb_next)
+    return None
+
+
+# After the script.
+
+
+def exit_code_of(error):
+    """The exit status that CPython gives an uncaught exception; prints the text of a `SystemExit` that carries one."""
+    if error is None:
+        return 0
+    if not isinstance(error, SystemExit):
+        return 1
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        # As C does: a long, cut to the eight bits that an exit status has; -1 where it is no long.
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
+    try:
+        print(code, file=sys.stderr)
+    except Exception:
+        pass
+    return 1
+
+
+def format_with_hook(error):
+    """The traceback as CPython prints it, from the interpreter's own printer."""
+    stderr, sys.stderr = sys.stderr, _io.StringIO()
+    try:
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        return sys.stderr.getvalue()
+    finally:
+        sys.stderr = stderr
+
+
+def is_unchanged(path, data):
+    """Whether the file still holds the text that runs."""
+    try:
+        with _io.open(path, "rb") as file:
+            return file.read(len(data) + 1) == data
+    except OSError:
+        return False
+
+
+def report(error, file, data):
+    """Prints an uncaught exception as CPython does, and describes it for the result document."""
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    if sys.version_info >= (3, 12):
+        sys.last_exc = error
+    try:
+        # The interpreter's printer is fast and prints hints that `traceback` does not, but before 3.13 it reads the
+        # lines from the file: not when that no longer holds the text that ran.
+        if is_unchanged(file, data):
+            text = format_with_hook(error)
+        else:
+            import traceback
+
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:
+        text = f"{type(error).__name__}: the traceback could not be formatted\n"
+    try:
+        if sys.excepthook is not sys.__excepthook__:
+            sys.excepthook(type(error), error, error.__traceback__)
+        elif sys.stderr is not None:
+            sys.stderr.write(text)
+    except BaseException:
+        posix.write(2, text.encode("utf-8", "backslashreplace"))
+    return load("collect").describe_error(error, text)
+
+
+def join_threads():
+    """Waits for the threads that are not daemons."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+
+
+def run_exit_handlers():
+    atexit = sys.modules.get("atexit")
+    if atexit is not None:
+        atexit._run_exitfuncs()
+
+
+def flush_output():
+    """Flushes what the script printed; False where that fails, for which CPython exits with 120."""
+    for stream, must in ((sys.stdout, True), (sys.stderr, False)):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except Exception:
+            if must:
+                return False
+    return True
+
+
+def release(namespace):
+    """Frees what the script left, last made first: its `__del__` methods run, its open files are written out."""
+    for name in reversed(list(namespace)):
+        if name != "__builtins__":
+            namespace[name] = None
+
+
+def holds_open_files(known):
+    """Whether a descriptor is open for writing that the protocol does not know: its buffer may not be written out."""
+    folder = "/proc/self/fd"
+    try:
+        names = posix.listdir(folder)
+    except OSError:
+        return True
+    for name in names:
+        if int(name) not in known:
+            try:
+                # The owner's bits of the link say how the descriptor was opened.
+                if posix.lstat(f"{folder}/{name}").st_mode & 0o200:
+                    return True
+            except OSError:
+                pass  # The descriptor of the listing itself, closed by now.
+    return False
+
+
+def leave(error, code, result_fd, main):
+    """Ends the process as CPython would, without the time that finalising an interpreter with pandas takes."""
+    run_exit_handlers()
+    if _thread._count() == 0:
+        # A daemon thread would see its globals vanish.
+        release(main.__dict__)
+    if not flush_output():
+        code = 120
+    if isinstance(error, KeyboardInterrupt):
+        import _signal
+
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        posix.kill(posix.getpid(), _signal.SIGINT)
+        code = 130
+    if holds_open_files({0, 1, 2, result_fd}):
+        sys.exit(code)
+    posix._exit(code)
+
+
+def main():
+    """The whole of a run."""
+    single, repeated, arguments = parse(sys.argv[1:])
+    file, result_fd, start_fd = single["file"], int(single["result"]), int(single["start"])
+    data = read_all(int(single["code"]))
+    posix.close(int(single["code"]))
+    text = data.decode("utf-8").removeprefix("\ufeff")
+    write_script(file, data)
+    prepare_interpreter(file, single, repeated, arguments)
+    module = new_main(file, repeated["input"])
+    hook_imports(file, text, int(single["seed"]) if "seed" in single else None)
+    posix.set_inheritable(result_fd, False)
+    process = posix.getpid()
+    posix.write(start_fd, b"\n")
+    posix.close(start_fd)
+
+    error = run(module, text, file)
+    code = exit_code_of(error)
+    failure = None
+    if error is not None and not isinstance(error, SystemExit):
+        failure = report(error, file, data)
+    join_threads()
+    # A child that the script forked also comes by here: the document is its parent's.
+    if posix.getpid() == process:
+        names = [name for name in RESULT_NAMES if name in module.__dict__] if code == 0 else []
+        if names or failure:
+            document = load("collect").document(module.__dict__, names, failure, int(single["result_limit"]))
+            try:
+                write_all(result_fd, document)
+            except OSError as refused:
+                print(f"nsbox: the result could not be written: {refused}", file=sys.stderr)
+    leave(error, code, result_fd, module)
+
+
+if __name__ == "__main__":
+    HOME = sys.path[0]
+    main()

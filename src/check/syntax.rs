@@ -1,0 +1,363 @@
+//! Refuses what CPython would not compile: the parser's own errors, and those that need scopes, which CPython finds in its
+//! symbol table and compiler (`return` outside a function, `nonlocal` in a module, `break` outside a loop ...).
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
+
+use rustpython_ast::statement_visitor::{StatementVisitor, walk_stmt as walk_statement};
+use rustpython_ast::token::TokenKind;
+use rustpython_ast::visitor::{self, Visitor};
+use rustpython_ast::{self as ast, Expr, ModModule, Parameters, PythonVersion, Stmt};
+use rustpython_parser::Parsed;
+use rustpython_parser::semantic_errors::{
+    LazyImportContext, SemanticSyntaxChecker, SemanticSyntaxContext, SemanticSyntaxError,
+};
+use rustpython_text_size::{Ranged, TextRange};
+use unicode_normalization::UnicodeNormalization;
+
+use super::Rule;
+use super::scope::Bindings;
+use super::source::RawFinding;
+
+/// Findings after which the syntax of a source is looked at no further.
+const ENOUGH: usize = 100;
+
+/// Type parameters of one definition; the parser's check of duplicates is quadratic in them.
+const TYPE_PARAMETERS: usize = 64;
+
+/// Statically nested blocks, as in CPython (`CO_MAXBLOCKS`).
+const BLOCKS: usize = 20;
+
+/// Every reason why CPython, or this check, would not take the source as Python.
+pub(super) fn errors(text: &str, parsed: &Parsed<ModModule>) -> Vec<RawFinding> {
+    let mut findings = disguised(text, parsed);
+    if !parsed.errors().is_empty() {
+        let errors = parsed.errors().iter().take(ENOUGH);
+        findings.extend(errors.map(|error| RawFinding::new(Rule::Syntax, error.location, error.error.to_string())));
+        return findings;
+    }
+    let mut checker = Checker {
+        semantic: SemanticSyntaxChecker::new(),
+        context: Context {
+            text,
+            future_annotations: imports_future_annotations(parsed.suite()),
+            scopes: vec![Scope::new(Kind::Module, None, parsed.suite())],
+            findings: RefCell::new(findings),
+        },
+    };
+    checker.visit_body(parsed.suite());
+    checker.context.findings.into_inner()
+}
+
+/// Identifiers that are not ASCII, but that Python normalises (NFKC) to an ASCII name or keyword.
+fn disguised(text: &str, parsed: &Parsed<ModModule>) -> Vec<RawFinding> {
+    if text.is_ascii() {
+        return Vec::new();
+    }
+    let identifiers =
+        parsed.tokens().iter().filter(|token| token.kind() == TokenKind::Name || token.kind().is_keyword());
+    identifiers
+        .filter_map(|token| {
+            let written = &text[token.range()];
+            if written.is_ascii() {
+                return None;
+            }
+            let read: String = written.nfkc().collect();
+            let message = format!("the identifier '{written}' is read as '{read}'");
+            let hint = "write identifiers in their plain form";
+            read.is_ascii().then(|| RawFinding::new(Rule::Identifier, token.range(), message).hint(hint))
+        })
+        .take(ENOUGH)
+        .collect()
+}
+
+fn imports_future_annotations(body: &[Stmt]) -> bool {
+    body.iter().any(|stmt| {
+        stmt.as_import_from_stmt().is_some_and(|import| {
+            import.module.as_deref() == Some("__future__")
+                && import.names.iter().any(|name| &name.name == "annotations")
+        })
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Module,
+    Function { is_async: bool },
+    Class,
+    Lambda,
+    Comprehension { is_async: bool, is_generator: bool },
+}
+
+/// A scope that is being walked.
+struct Scope<'a> {
+    kind: Kind,
+    parameters: HashSet<&'a str>,
+    /// Names declared global, and where.
+    globals: HashMap<&'a str, TextRange>,
+    body: &'a [Stmt],
+    /// What a function binds, for the `nonlocal` of inner ones.
+    bindings: OnceCell<HashSet<&'a str>>,
+    /// Loops and other blocks around the statement at hand.
+    loops: usize,
+    blocks: usize,
+}
+
+impl<'a> Scope<'a> {
+    fn new(kind: Kind, parameters: Option<&'a Parameters>, body: &'a [Stmt]) -> Self {
+        let parameters =
+            parameters.map_or_else(HashSet::new, |all| all.iter().map(|one| one.name().as_str()).collect());
+        let mut globals = Globals(HashMap::new());
+        globals.visit_body(body);
+        Scope { kind, parameters, globals: globals.0, body, bindings: OnceCell::new(), loops: 0, blocks: 0 }
+    }
+
+    fn binds(&self, name: &str) -> bool {
+        self.parameters.contains(name)
+            || self.bindings.get_or_init(|| Bindings::names(self.body)).contains(name)
+                && !self.globals.contains_key(name)
+    }
+}
+
+/// The `global` declarations of one scope.
+struct Globals<'a>(HashMap<&'a str, TextRange>);
+
+impl<'a> StatementVisitor<'a> for Globals<'a> {
+    fn visit_stmt(&mut self, stmt: &'a Stmt) {
+        match stmt {
+            Stmt::Global(global) => {
+                for name in &global.names {
+                    self.0.entry(name.as_str()).or_insert(name.range);
+                }
+            }
+            Stmt::FunctionDef(_) | Stmt::ClassDef(_) => {}
+            _ => walk_statement(self, stmt),
+        }
+    }
+}
+
+struct Context<'a> {
+    text: &'a str,
+    future_annotations: bool,
+    scopes: Vec<Scope<'a>>,
+    findings: RefCell<Vec<RawFinding>>,
+}
+
+impl Context<'_> {
+    fn add(&self, range: TextRange, message: impl Into<String>) {
+        let mut findings = self.findings.borrow_mut();
+        if findings.len() < ENOUGH {
+            findings.push(RawFinding::new(Rule::Syntax, range, message));
+        }
+    }
+
+    /// The scope that decides what a statement or expression may do, and those around it.
+    fn inner_to_outer(&self) -> impl Iterator<Item = Kind> {
+        self.scopes.iter().rev().map(|scope| scope.kind)
+    }
+}
+
+struct Checker<'a> {
+    semantic: SemanticSyntaxChecker,
+    context: Context<'a>,
+}
+
+impl<'a> Checker<'a> {
+    fn within(&mut self, scope: Scope<'a>, walk: impl FnOnce(&mut Self)) {
+        self.context.scopes.push(scope);
+        walk(self);
+        self.context.scopes.pop();
+    }
+
+    fn in_block(&mut self, stmt: &Stmt, is_loop: bool, walk: impl FnOnce(&mut Self)) {
+        if let Some(scope) = self.context.scopes.last_mut() {
+            scope.blocks += 1;
+            scope.loops += usize::from(is_loop);
+            if scope.blocks > BLOCKS {
+                self.context.add(stmt.range(), "too many statically nested blocks");
+            }
+        }
+        walk(self);
+        if let Some(scope) = self.context.scopes.last_mut() {
+            scope.blocks -= 1;
+            scope.loops -= usize::from(is_loop);
+        }
+    }
+
+    fn type_parameters_bounded(&self, stmt: &Stmt) -> bool {
+        let type_params = match stmt {
+            Stmt::FunctionDef(def) => def.type_params.as_deref(),
+            Stmt::ClassDef(def) => def.type_params.as_deref(),
+            Stmt::TypeAlias(def) => def.type_params.as_deref(),
+            _ => None,
+        };
+        let Some(many) = type_params.filter(|params| params.len() > TYPE_PARAMETERS) else { return true };
+        self.context.findings.borrow_mut().push(RawFinding::new(
+            Rule::Complexity,
+            many.range,
+            format!("more than {TYPE_PARAMETERS} type parameters"),
+        ));
+        false
+    }
+
+    fn visit_comprehension_scope(
+        &mut self,
+        is_generator: bool,
+        generators: &'a [ast::Comprehension],
+        elements: &[&'a Expr],
+    ) {
+        let Some((first, rest)) = generators.split_first() else { return };
+        // The first iterable is evaluated outside.
+        self.visit_expr(&first.iter);
+        let is_async = generators.iter().any(|generator| generator.is_async);
+        self.within(Scope::new(Kind::Comprehension { is_async, is_generator }, None, &[]), |checker| {
+            checker.visit_expr(&first.target);
+            first.ifs.iter().for_each(|test| checker.visit_expr(test));
+            rest.iter().for_each(|generator| checker.visit_comprehension(generator));
+            elements.iter().for_each(|element| checker.visit_expr(element));
+        });
+    }
+}
+
+impl<'a> Visitor<'a> for Checker<'a> {
+    fn visit_stmt(&mut self, stmt: &'a Stmt) {
+        if !self.type_parameters_bounded(stmt) {
+            return;
+        }
+        self.semantic.visit_stmt(stmt, &self.context);
+        match stmt {
+            Stmt::FunctionDef(def) => {
+                def.decorator_list.iter().for_each(|decorator| self.visit_decorator(decorator));
+                def.type_params.iter().for_each(|params| self.visit_type_params(params));
+                self.visit_parameters(&def.parameters);
+                def.returns.iter().for_each(|returns| self.visit_annotation(returns));
+                let kind = Kind::Function { is_async: def.is_async };
+                self.within(Scope::new(kind, Some(&def.parameters), &def.body), |checker| {
+                    checker.visit_body(&def.body)
+                });
+            }
+            Stmt::ClassDef(def) => {
+                def.decorator_list.iter().for_each(|decorator| self.visit_decorator(decorator));
+                def.type_params.iter().for_each(|params| self.visit_type_params(params));
+                def.arguments.iter().for_each(|arguments| self.visit_arguments(arguments));
+                self.within(Scope::new(Kind::Class, None, &def.body), |checker| checker.visit_body(&def.body));
+            }
+            Stmt::For(ast::StmtFor { target, iter, body, orelse, .. }) => {
+                self.visit_expr(iter);
+                self.visit_expr(target);
+                self.in_block(stmt, true, |checker| checker.visit_body(body));
+                self.visit_body(orelse);
+            }
+            Stmt::While(ast::StmtWhile { test, body, orelse, .. }) => {
+                self.visit_expr(test);
+                self.in_block(stmt, true, |checker| checker.visit_body(body));
+                self.visit_body(orelse);
+            }
+            Stmt::With(_) | Stmt::Try(_) => {
+                self.in_block(stmt, false, |checker| visitor::walk_stmt(checker, stmt));
+            }
+            _ => visitor::walk_stmt(self, stmt),
+        }
+    }
+
+    fn visit_expr(&mut self, expr: &'a Expr) {
+        self.semantic.visit_expr(expr, &self.context);
+        match expr {
+            Expr::Lambda(lambda) => {
+                lambda.parameters.iter().for_each(|parameters| self.visit_parameters(parameters));
+                let scope = Scope::new(Kind::Lambda, lambda.parameters.as_deref(), &[]);
+                self.within(scope, |checker| checker.visit_expr(&lambda.body));
+            }
+            Expr::ListComp(comp) => self.visit_comprehension_scope(false, &comp.generators, &[&comp.elt]),
+            Expr::SetComp(comp) => self.visit_comprehension_scope(false, &comp.generators, &[&comp.elt]),
+            Expr::DictComp(comp) => {
+                self.visit_comprehension_scope(false, &comp.generators, &[&comp.key, &comp.value]);
+            }
+            Expr::Generator(comp) => self.visit_comprehension_scope(true, &comp.generators, &[&comp.elt]),
+            _ => visitor::walk_expr(self, expr),
+        }
+    }
+}
+
+impl SemanticSyntaxContext for Context<'_> {
+    fn future_annotations_or_stub(&self) -> bool {
+        self.future_annotations
+    }
+
+    fn lazy_import_context(&self) -> Option<LazyImportContext> {
+        // CPython below 3.15 refuses every lazy import, and the rules treat it as an import.
+        None
+    }
+
+    fn python_version(&self) -> PythonVersion {
+        // The most lenient of those served: the guest's own compiler has the last word.
+        PythonVersion::PY313
+    }
+
+    fn source(&self) -> &str {
+        self.text
+    }
+
+    fn global(&self, name: &str) -> Option<TextRange> {
+        self.scopes.last()?.globals.get(name).copied()
+    }
+
+    fn has_nonlocal_binding(&self, name: &str) -> bool {
+        let Some((_, outer)) = self.scopes.split_last() else { return false };
+        outer.iter().rev().any(|scope| matches!(scope.kind, Kind::Function { .. } | Kind::Lambda) && scope.binds(name))
+    }
+
+    fn in_async_context(&self) -> bool {
+        let mut kinds = self.inner_to_outer();
+        kinds.find_map(|kind| match kind {
+            Kind::Function { is_async } => Some(is_async),
+            Kind::Module | Kind::Class | Kind::Lambda => Some(false),
+            Kind::Comprehension { .. } => None,
+        }) == Some(true)
+    }
+
+    fn in_await_allowed_context(&self) -> bool {
+        let mut kinds = self.inner_to_outer();
+        kinds.find_map(|kind| match kind {
+            Kind::Function { .. } | Kind::Lambda => Some(true),
+            Kind::Module | Kind::Class => Some(false),
+            Kind::Comprehension { .. } => None,
+        }) == Some(true)
+    }
+
+    fn in_yield_allowed_context(&self) -> bool {
+        matches!(self.scopes.last().map(|scope| scope.kind), Some(Kind::Function { .. } | Kind::Lambda))
+    }
+
+    fn in_sync_comprehension(&self) -> bool {
+        self.inner_to_outer().any(|kind| matches!(kind, Kind::Comprehension { is_async: false, is_generator: false }))
+    }
+
+    fn in_module_scope(&self) -> bool {
+        self.scopes.len() == 1
+    }
+
+    fn in_function_scope(&self) -> bool {
+        matches!(self.scopes.last().map(|scope| scope.kind), Some(Kind::Function { .. }))
+    }
+
+    fn in_generator_context(&self) -> bool {
+        self.inner_to_outer().any(|kind| matches!(kind, Kind::Comprehension { is_generator: true, .. }))
+    }
+
+    fn in_notebook(&self) -> bool {
+        false
+    }
+
+    fn report_semantic_error(&self, error: SemanticSyntaxError) {
+        self.add(error.range, error.to_string());
+    }
+
+    fn in_loop_context(&self) -> bool {
+        self.scopes.last().is_some_and(|scope| scope.loops > 0)
+    }
+
+    fn is_bound_parameter(&self, name: &str) -> bool {
+        self.scopes.last().is_some_and(|scope| scope.parameters.contains(name))
+    }
+}

@@ -1,0 +1,529 @@
+//! Tests of the built-in profiles, of what they compile to, and of the errors that other profiles meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
+use super::compile::return_value;
+use super::profile::{Action, Condition, Entry, Op};
+use super::*;
+
+const ARCHES: [Arch; 2] = [Arch::X86_64, Arch::Aarch64];
+const PROFILES: [&str; 2] = ["default", "strict"];
+/// One past the last number that any table of today knows, with room for what is newer.
+const NUMBERS: u32 = 1024;
+
+fn builtin(name: &str) -> Profile {
+    Profile::builtin(name).unwrap()
+}
+
+/// A built-in profile, compiled for one architecture.
+struct Compiled {
+    name: &'static str,
+    arch: Arch,
+    profile: Profile,
+    notifying: Program,
+    silent: Program,
+}
+
+fn compiled() -> &'static [Compiled] {
+    static CASES: LazyLock<Vec<Compiled>> = LazyLock::new(|| {
+        let cases = PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch)));
+        let compile = |(name, arch)| {
+            let profile = builtin(name);
+            let program = |notify| profile.compile(Options { arch, notify, ..Options::default() }).unwrap();
+            let (notifying, silent) = (program(true), program(false));
+            Compiled { name, arch, profile, notifying, silent }
+        };
+        cases.map(compile).collect()
+    });
+    &CASES
+}
+
+fn holds(condition: &Condition, args: [u64; 6]) -> bool {
+    let arg = args[usize::from(condition.index)];
+    match condition.op {
+        Op::Ne => arg != condition.value,
+        Op::Lt => arg < condition.value,
+        Op::Le => arg <= condition.value,
+        Op::Eq => arg == condition.value,
+        Op::Ge => arg >= condition.value,
+        Op::Gt => arg > condition.value,
+        Op::MaskedEq(mask) => arg & mask == condition.value,
+    }
+}
+
+/// The entries of a profile that name each system call, by its number.
+fn entries_by_number(profile: &Profile, arch: Arch) -> Vec<Vec<&Entry>> {
+    let mut entries = vec![Vec::new(); usize::try_from(NUMBERS).unwrap()];
+    for (entry, name) in profile.entries.iter().flat_map(|entry| entry.names.iter().map(move |name| (entry, name))) {
+        if let Some(number) = arch.number(name) {
+            entries[usize::try_from(number).unwrap()].push(entry);
+        }
+    }
+    entries
+}
+
+/// Every action that the file, read entry by entry, gives to a call; the default where there is none.
+fn actions(entries: &[&Entry], default: Action, args: [u64; 6]) -> BTreeSet<Action> {
+    let applies = |entry: &&&Entry| entry.conditions.iter().all(|condition| holds(condition, args));
+    let listed: BTreeSet<Action> = entries.iter().filter(applies).map(|entry| entry.action).collect();
+    if listed.is_empty() { [default].into() } else { listed }
+}
+
+/// Values that sit on, beside and above the ones that the profiles compare with.
+fn argument(profile: &Profile) -> impl Strategy<Value = u64> + use<> {
+    let mut values: BTreeSet<u64> = [0, 1, 0xffff_ffff, u64::MAX].into();
+    for condition in profile.entries.iter().flat_map(|entry| &entry.conditions) {
+        values.extend([
+            condition.value,
+            condition.value.wrapping_sub(1),
+            condition.value + 1,
+            condition.value | 1 << 32,
+        ]);
+        if let Op::MaskedEq(mask) = condition.op {
+            values.extend([mask, !mask, condition.value | !mask, condition.value ^ (mask & mask.wrapping_neg())]);
+        }
+    }
+    let values: Vec<u64> = values.into_iter().collect();
+    prop_oneof![prop::sample::select(values), any::<u64>(), 0_u64..64]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// The file, the chains and the compiled search are three readings of one thing.
+    #[test]
+    fn program_agrees_with_the_file_on_every_number(
+        args in prop::array::uniform6(argument(&builtin("default"))),
+        notify in any::<bool>(),
+    ) {
+        for case in compiled() {
+            let (name, arch) = (case.name, case.arch);
+            let program = if notify { &case.notifying } else { &case.silent };
+            for (number, entries) in (0_u32..).zip(entries_by_number(&case.profile, arch)) {
+                let wanted = actions(&entries, case.profile.default, args);
+                // No call with two actions: container runtimes would not agree on which one wins.
+                prop_assert_eq!(wanted.len(), 1, "{} {:?} {:x?}: {:?}", name, arch.name(number), args, wanted);
+                let wanted = return_value(*wanted.first().unwrap(), notify);
+                let got = program.run(arch.audit(), number.cast_signed(), &args);
+                prop_assert_eq!(got, wanted, "{} {:?} {:x?}", name, arch.name(number), args);
+            }
+        }
+    }
+
+    /// Any chain, not only the built-in ones: many rules, many conditions, far jumps.
+    #[test]
+    fn program_agrees_with_any_profile(
+        rules in prop::collection::vec((0_usize..380, conditions(), action()), 1..200),
+        args in prop::array::uniform6(0_u64..8),
+    ) {
+        let names: Vec<&str> = (0..NUMBERS).filter_map(|number| Arch::HOST.name(number)).collect();
+        let mut profile = builtin("default");
+        let entry = profile.entries[0].clone();
+        profile.entries.clear();
+        for (call, conditions, action) in rules {
+            let mut entry = entry.clone();
+            entry.names = vec![names[call % names.len()].to_owned()];
+            (entry.conditions, entry.action) = (conditions, action);
+            profile.entries.push(entry);
+        }
+        match profile.compile(Options::default()) {
+            Err(Error::Contradiction { .. }) => {}
+            Err(other) => return Err(TestCaseError::fail(other.to_string())),
+            Ok(program) => for (number, entries) in (0..).zip(entries_by_number(&profile, Arch::HOST)) {
+                // The strictest wins.
+                let wanted = *actions(&entries, profile.default, args).last().unwrap();
+                let got = program.run(Arch::HOST.audit(), number, &args);
+                prop_assert_eq!(got, return_value(wanted, true));
+            },
+        }
+    }
+
+    /// What default refuses, strict refuses.
+    #[test]
+    fn strict_is_never_looser_than_default(args in prop::array::uniform6(argument(&builtin("strict")))) {
+        for arch in ARCHES {
+            let options = Options { arch, ..Options::default() };
+            let (default, strict) = (builtin_program("default", options).unwrap(), builtin_program("strict", options).unwrap());
+            for number in 0..NUMBERS.cast_signed() {
+                if strict.run(arch.audit(), number, &args) == libc::SECCOMP_RET_ALLOW {
+                    prop_assert_eq!(default.run(arch.audit(), number, &args), libc::SECCOMP_RET_ALLOW);
+                }
+            }
+        }
+    }
+
+    /// Options tighten a profile, and change nothing else.
+    #[test]
+    fn options_only_tighten(
+        args in prop::array::uniform6(argument(&builtin("default"))),
+        require_memfd_noexec in any::<bool>(),
+        shares_host_ipc in any::<bool>(),
+    ) {
+        let plain = builtin_program("default", Options::default()).unwrap();
+        let options = Options { require_memfd_noexec, shares_host_ipc, ..Options::default() };
+        let tight = builtin_program("default", options).unwrap();
+        for number in 0..NUMBERS.cast_signed() {
+            let (loose, tight) = (plain.run(Arch::HOST.audit(), number, &args), tight.run(Arch::HOST.audit(), number, &args));
+            prop_assert!(tight == loose || tight == libc::SECCOMP_RET_USER_NOTIF | 13);
+        }
+    }
+
+    /// A profile is a user's file: whatever is in it, reading it ends in a profile or an error.
+    #[test]
+    fn parse_survives_damage(at in any::<prop::sample::Index>(), byte in 0x20_u8..0x7f) {
+        let mut text = Profile::builtin_text("strict").unwrap().as_bytes().to_vec();
+        let at = at.index(text.len());
+        text[at] = byte;
+        if let Ok(profile) = Profile::parse(Path::new("damaged"), std::str::from_utf8(&text).unwrap()) {
+            let ended = matches!(profile.compile(Options::default()), Ok(_) | Err(Error::Contradiction { .. }));
+            prop_assert!(ended);
+        }
+    }
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        Just(Action::Allow),
+        (1_u16..4096).prop_map(Action::Probe),
+        (1_u16..4096).prop_map(Action::Refuse),
+        Just(Action::Kill)
+    ]
+}
+
+fn conditions() -> impl Strategy<Value = Vec<Condition>> {
+    let op = prop_oneof![
+        Just(Op::Ne),
+        Just(Op::Lt),
+        Just(Op::Le),
+        Just(Op::Eq),
+        Just(Op::Ge),
+        Just(Op::Gt),
+        any::<u64>().prop_map(Op::MaskedEq),
+        (0_u64..8).prop_map(Op::MaskedEq),
+    ];
+    prop::collection::btree_map(0_u8..6, (op, 0_u64..8), 0..6).prop_map(|conditions| {
+        conditions
+            .into_iter()
+            .map(|(index, (op, value))| {
+                let value = if let Op::MaskedEq(mask) = op { value & mask } else { value };
+                Condition { index, op, value }
+            })
+            .collect()
+    })
+}
+
+fn verdict(profile: &str, call: &str, args: &[u64]) -> u32 {
+    verdict_with(profile, call, args, Options::default())
+}
+
+fn verdict_with(profile: &str, call: &str, args: &[u64], options: Options) -> u32 {
+    let mut six = [0; 6];
+    six[..args.len()].copy_from_slice(args);
+    let number = options.arch.number(call).unwrap().cast_signed();
+    builtin_program(profile, options).unwrap().run(options.arch.audit(), number, &six)
+}
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const KILLED: u32 = libc::SECCOMP_RET_USER_NOTIF | KILL;
+
+fn refused(errno: i32) -> u32 {
+    libc::SECCOMP_RET_USER_NOTIF | errno.cast_unsigned()
+}
+
+#[test]
+fn builtin_profiles_list_every_system_call_once_and_say_why() {
+    for name in PROFILES {
+        let profile = builtin(name);
+        let listed: BTreeSet<&str> =
+            profile.entries.iter().flat_map(|entry| &entry.names).map(String::as_str).collect();
+        for arch in ARCHES {
+            let missing: Vec<_> =
+                (0..NUMBERS).filter_map(|number| arch.name(number)).filter(|call| !listed.contains(call)).collect();
+            assert!(missing.is_empty(), "{name}, {arch:?}: not decided on: {missing:?}");
+        }
+        let mut seen: BTreeMap<&str, Vec<&[Condition]>> = BTreeMap::new();
+        for entry in &profile.entries {
+            assert!(entry.comment.len() > 8, "{name}: {:?} does not say why", entry.names);
+            for call in &entry.names {
+                assert!(ARCHES.iter().any(|arch| arch.number(call).is_some()), "{name}: {call} is of neither machine");
+                let earlier = seen.entry(call).or_default();
+                let alone = !entry.conditions.is_empty() && earlier.iter().all(|other| !other.is_empty());
+                assert!(earlier.is_empty() || alone, "{name}: {call} is listed with and without conditions, or twice");
+                assert!(!earlier.contains(&entry.conditions.as_slice()), "{name}: {call} repeats a condition");
+                earlier.push(&entry.conditions);
+            }
+        }
+    }
+}
+
+#[test]
+fn builtin_profiles_are_ones_that_docker_takes() {
+    for name in PROFILES {
+        let json: serde_json::Value = serde_json::from_str(Profile::builtin_text(name).unwrap()).unwrap();
+        assert!(json.get("architectures").is_none(), "Docker takes either architectures or archMap");
+        for entry in json["syscalls"].as_array().unwrap() {
+            let action = entry["action"].as_str().unwrap();
+            assert!(matches!(action, "SCMP_ACT_ALLOW" | "SCMP_ACT_ERRNO" | "SCMP_ACT_KILL_PROCESS"), "{entry}");
+            assert_eq!(entry.get("errnoRet").is_some(), action == "SCMP_ACT_ERRNO", "{entry}");
+        }
+        // The container runtime's own types read it, but for what only Docker's engine knows.
+        let oci: oci_spec::runtime::LinuxSeccomp = serde_json::from_value(json).unwrap();
+        assert_eq!(oci.default_errno_ret(), Some(38));
+    }
+}
+
+#[test]
+fn int_arguments_are_compared_as_the_kernel_reads_them() {
+    for high in [0, 1 << 32, 0xffff_ffff << 32] {
+        assert_eq!(verdict("default", "ioctl", &[0, high | 0x5412]), refused(libc::EPERM), "TIOCSTI");
+        assert_eq!(verdict("default", "ioctl", &[0, high | 0x541c]), refused(libc::EPERM), "TIOCLINUX");
+        assert_eq!(verdict("default", "ioctl", &[0, high | 0x5401]), ALLOW, "TCGETS");
+        assert_ne!(verdict("default", "clone", &[high | 0x1000_0011]), ALLOW, "CLONE_NEWUSER");
+        assert_ne!(verdict("default", "socket", &[high | 40, 1, 0]), ALLOW, "AF_VSOCK");
+        assert_ne!(verdict("default", "personality", &[high | 0x40000]), ALLOW, "ADDR_NO_RANDOMIZE");
+        assert_eq!(verdict("default", "memfd_create", &[0, high | 0x11]), refused(libc::EACCES), "MFD_EXEC");
+        assert_eq!(verdict("default", "mknodat", &[0, 0, high | 0o020_666, 0]), refused(libc::EPERM), "device");
+        assert_eq!(verdict("default", "mknodat", &[0, 0, high | 0o010_666, 0]), ALLOW, "FIFO");
+    }
+}
+
+#[test]
+fn default_profile_runs_python_and_its_libraries() {
+    // fork and threads as the C library makes them.
+    assert_eq!(verdict("default", "clone", &[0x0120_0011]), ALLOW);
+    assert_eq!(verdict("default", "clone", &[0x003d_0f00]), ALLOW);
+    assert_eq!(verdict("default", "clone", &[0x0000_4111]), ALLOW, "vfork of posix_spawn");
+    assert_eq!(verdict("default", "clone3", &[]), libc::SECCOMP_RET_ERRNO | 38, "falls back, unreported");
+    assert_eq!(verdict("default", "socket", &[1, 0x8_0001, 0]), ALLOW);
+    assert_eq!(verdict("default", "socket", &[2, 0x8_0002, 17]), ALLOW, "fails at connect, clearly");
+    assert_eq!(verdict("default", "socket", &[2, 1, 132]), refused(libc::ENOSYS), "SCTP");
+    assert_eq!(verdict("default", "socket", &[16, 3, 0]), libc::SECCOMP_RET_ERRNO | 97, "getaddrinfo's netlink");
+    assert_eq!(verdict("default", "memfd_create", &[0, 1]), ALLOW);
+    let rootless = Options { require_memfd_noexec: true, ..Options::default() };
+    assert_eq!(verdict_with("default", "memfd_create", &[0, 1], rootless), refused(libc::EACCES));
+    assert_eq!(verdict_with("default", "memfd_create", &[0, 9], rootless), ALLOW);
+    assert_eq!(verdict_with("default", "memfd_create", &[0, 0x18], rootless), refused(libc::EACCES));
+}
+
+#[test]
+fn strict_profile_has_threads_and_neither_processes_nor_addressable_sockets() {
+    assert_eq!(verdict("strict", "clone", &[0x003d_0f00]), ALLOW);
+    assert_eq!(verdict("strict", "clone", &[0x0120_0011]), refused(libc::EPERM));
+    assert_eq!(verdict("strict", "execve", &[]), refused(libc::EPERM));
+    assert_eq!(verdict("strict", "socketpair", &[1, 0x8_0801, 0]), ALLOW);
+    assert_eq!(verdict("strict", "socketpair", &[1, 0x8_0002, 0]), refused(libc::EPERM));
+    assert_eq!(verdict("strict", "socket", &[1, 1, 0]), refused(libc::EPERM));
+}
+
+#[test]
+fn shared_host_ipc_leaves_no_socket_that_reaches_the_host() {
+    let options = Options { shares_host_ipc: true, ..Options::default() };
+    for call in ["socket", "connect", "bind", "shmget", "semget", "msgget", "mq_open"] {
+        assert_eq!(verdict_with("default", call, &[1, 1, 0], options), refused(libc::EACCES), "{call}");
+    }
+    assert_eq!(verdict_with("default", "socketpair", &[1, 0x8_0001], options), ALLOW);
+    assert_eq!(verdict_with("default", "socketpair", &[1, 0x8_0003], options), refused(libc::EACCES));
+}
+
+#[test]
+fn foreign_entrances_are_killed() {
+    let program = builtin_program("default", Options { arch: Arch::X86_64, ..Options::default() }).unwrap();
+    const I386: u32 = 0x4000_0003;
+    assert_eq!(program.run(I386, 1, &[0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+    for x32 in [0x4000_0000, 0x4000_0001, 0x4000_0209, i32::MAX, -1] {
+        assert_eq!(program.run(Arch::X86_64.audit(), x32, &[0; 6]), KILLED);
+        assert_eq!(program.decide(x32, &[0; 6]), Denial::Kill);
+    }
+    assert_eq!(program.decide(0x3fff_ffff, &[0; 6]), Denial::Refuse(libc::ENOSYS));
+}
+
+#[test]
+fn decide_answers_what_the_filter_asked() {
+    let program = builtin_program("default", Options::default()).unwrap();
+    let decide = |call: &str, args: [u64; 6]| program.decide(Arch::HOST.number(call).unwrap().cast_signed(), &args);
+    assert_eq!(decide("bpf", [0; 6]), Denial::Kill);
+    assert_eq!(decide("unshare", [0; 6]), Denial::Refuse(libc::EPERM));
+    assert_eq!(decide("socket", [40, 0, 0, 0, 0, 0]), Denial::Refuse(libc::EAFNOSUPPORT));
+    assert_eq!(decide("socket", [1 << 32, 0, 0, 0, 0, 0]), Denial::Refuse(libc::ENOSYS));
+    assert_eq!(decide("ioctl", [0, 0xdead, 0, 0, 0, 0]), Denial::Refuse(libc::ENOSYS));
+}
+
+/// The table of compiled programs, as it has to stand in `builtin.rs`.
+fn table_source() -> String {
+    let mut source = String::from(
+        "//! The built-in profiles, compiled, for the price of a copy: reading and compiling one takes longer than loading it.\n\
+         //!\n\
+         //! Written by `NSBOX_BLESS=1 cargo test --lib builtin_table`, and never by hand.\n\n\
+         use super::Arch;\n\n\
+         /// A profile's name, its architecture, whether memfds have to be sealed against execution, and its instructions:\n\
+         /// `code << 48 | jt << 40 | jf << 32 | k`.\n\
+         pub(super) type Row = (&'static str, Arch, bool, &'static [u64]);\n\n\
+         #[rustfmt::skip]\n\
+         pub(super) const TABLE: &[Row] = &[\n",
+    );
+    for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
+        for require_memfd_noexec in [false, true] {
+            let options = Options { arch, require_memfd_noexec, ..Options::default() };
+            let program = builtin(name).compile(options).unwrap();
+            writeln!(source, "    (\"{name}\", Arch::{arch:?}, {require_memfd_noexec}, &[").unwrap();
+            for row in program.bpf.chunks(6) {
+                let words: Vec<String> = row.iter().map(|i| format!("{:#x}", pack(i))).collect();
+                writeln!(source, "        {},", words.join(", ")).unwrap();
+            }
+            source.push_str("    ]),\n");
+        }
+    }
+    source + "];\n"
+}
+
+fn pack(instruction: &sock_filter) -> u64 {
+    let sock_filter { code, jt, jf, k } = *instruction;
+    u64::from(code) << 48 | u64::from(jt) << 40 | u64::from(jf) << 32 | u64::from(k)
+}
+
+#[test]
+fn builtin_table_is_what_the_files_compile_to() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sandbox/seccomp/builtin.rs");
+    let wanted = table_source();
+    if std::env::var_os("NSBOX_BLESS").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let stale = "seccomp/*.json or the compiler changed: run NSBOX_BLESS=1 cargo test --lib builtin_table";
+    assert!(std::fs::read_to_string(&path).unwrap() == wanted, "{stale}");
+}
+
+#[test]
+fn builtin_program_is_the_compiled_profile_under_all_options() {
+    for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
+        for bits in 0..8 {
+            let [require_memfd_noexec, shares_host_ipc, notify] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let options = Options { require_memfd_noexec, shares_host_ipc, notify, arch };
+            assert_eq!(builtin_program(name, options).unwrap(), builtin(name).compile(options).unwrap());
+        }
+    }
+}
+
+#[test]
+fn programs_stay_short() {
+    for (name, most) in [("default", 190), ("strict", 190)] {
+        let program = builtin_program(name, Options::default()).unwrap();
+        assert!(program.bpf.len() <= most, "{name}: {} instructions", program.bpf.len());
+    }
+}
+
+fn parse(text: &str) -> Result<Profile, Error> {
+    Profile::parse(Path::new("mine.json"), text)
+}
+
+fn with_entry(entry: &str) -> String {
+    format!("{{\n\"defaultAction\": \"SCMP_ACT_ERRNO\",\n\"syscalls\": [\n{entry}\n]\n}}")
+}
+
+fn error_of(entry: &str) -> Error {
+    parse(&with_entry(entry)).and_then(|profile| profile.compile(Options::default())).unwrap_err()
+}
+
+#[test]
+fn unknown_name_is_refused_with_its_line_and_the_nearest() {
+    let error = error_of(r#"{"names": ["read", "opentat"], "action": "SCMP_ACT_ALLOW"}"#);
+    assert_eq!(error.to_string(), "unknown system call 'opentat' at mine.json:4: did you mean 'openat'?");
+    assert_eq!(error.code(), "seccomp-unknown-syscall");
+}
+
+#[test]
+fn name_of_another_architecture_is_passed_over() {
+    let text = with_entry(r#"{"names": ["mmap2", "swapcontext", "set_tls", "read"], "action": "SCMP_ACT_ALLOW"}"#);
+    let profile = parse(&text).unwrap();
+    assert_eq!(profile.chains(Options::default()).unwrap().len(), 1);
+}
+
+#[test]
+fn unenforceable_profiles_are_refused() {
+    for (entry, code) in [
+        (r#"{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}"#, "seccomp-action"),
+        (r#"{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 0}"#, "seccomp-action"),
+        (r#"{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 65535}"#, "seccomp-action"),
+        (r#"{"names": ["read"], "action": "SCMP_ACT_ALLOW", "why": "?"}"#, "seccomp-parse"),
+        (r#"{"names": [], "action": "SCMP_ACT_ALLOW"}"#, "seccomp-nameless"),
+        (
+            r#"{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}"#,
+            "seccomp-argument",
+        ),
+        (
+            r#"{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, "value": 0, "op": "SCMP_CMP_GE"},
+            {"index": 1, "value": 9, "op": "SCMP_CMP_LE"}]}"#,
+            "seccomp-repeated-argument",
+        ),
+        (
+            r#"{"names": ["read"], "action": "SCMP_ACT_ALLOW"}, {"names": ["read"], "action": "SCMP_ACT_KILL_PROCESS"}"#,
+            "seccomp-contradiction",
+        ),
+        (
+            r#"{"names": ["read"], "action": "SCMP_ACT_ALLOW"}, {"names": ["read"], "action": "SCMP_ACT_ERRNO",
+            "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]}"#,
+            "seccomp-contradiction",
+        ),
+    ] {
+        assert_eq!(error_of(entry).code(), code, "{entry}");
+    }
+    let text = r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_S390X"], "syscalls": []}"#;
+    assert_eq!(parse(text).unwrap_err().code(), "seccomp-architecture");
+    assert_eq!(Profile::load(Path::new("/nowhere/x.json")).unwrap_err().code(), "seccomp-read");
+    assert_eq!(Profile::builtin("lax").unwrap_err().code(), "seccomp-unknown-profile");
+}
+
+#[test]
+fn too_long_profile_is_refused() {
+    let rule = |value| {
+        format!(
+            r#"{{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{{"index": 0, "value": {value}, "op": "SCMP_CMP_EQ"}}]}}"#
+        )
+    };
+    let rules: Vec<String> = (0..1200).map(rule).collect();
+    assert_eq!(error_of(&rules.join(",")).code(), "seccomp-too-long");
+}
+
+#[test]
+fn docker_conditions_are_those_of_a_guest_without_capabilities() {
+    let text = with_entry(
+        r#"{"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {"names": ["unshare"], "action": "SCMP_ACT_ALLOW", "excludes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {"names": ["read"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["s390x"]}},
+        {"names": ["write"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["amd64", "arm64"], "minKernel": "4.8"}},
+        {"names": ["close"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "250.0"}}"#,
+    );
+    let chains = parse(&text).unwrap().chains(Options::default()).unwrap();
+    let allowed: BTreeSet<_> = chains.keys().map(|number| Arch::HOST.name(*number).unwrap()).collect();
+    assert_eq!(allowed, ["unshare", "write"].into());
+}
+
+#[test]
+fn names_and_numbers_agree_both_ways() {
+    for arch in ARCHES {
+        for number in 0..NUMBERS {
+            if let Some(name) = arch.name(number) {
+                assert_eq!(arch.number(name), Some(number), "{arch:?} {name}");
+            }
+        }
+    }
+    assert_eq!(syscall_name(i64::from(Arch::HOST.number("openat").unwrap())), "openat");
+    assert_eq!(syscall_name(9999), "syscall_9999");
+    assert_eq!(syscall_name(-1), "syscall_-1");
+}
+
+#[test]
+fn show_and_explain_say_why() {
+    let profile = builtin("default");
+    let table = profile.show();
+    assert!(table.lines().any(|line| line.starts_with("clone3 ") && line.contains("ENOSYS (unreported)")), "{table}");
+    assert!(table.lines().last().unwrap().starts_with("(all others)"), "{table}");
+    let why = profile.explain("socket").unwrap();
+    assert!(why.contains("if arg0 & 0xffffffff == 0x1: AF_UNIX") && why.contains("ENOSYS otherwise"), "{why}");
+    assert_eq!(profile.explain("userfaultfd").unwrap().lines().count(), 1);
+    assert_eq!(profile.explain("no_such_call"), None);
+}

@@ -1,0 +1,3 @@
+//! The AST check: what it must refuse, what it must leave alone, and that nothing makes it fall over.
+
+mod corpus;
