@@ -193,6 +193,7 @@ fn without_fields<S: serde::Serializer>(facts: &Map<String, Value>, serializer: 
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -28,7 +28,9 @@ impl Resolved {
             let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
             if parent != section {
                 section = parent;
-                out += &format!("{parent}:\n");
+                if !parent.is_empty() {
+                    out += &format!("{parent}:\n");
+                }
             }
             let indent = if parent.is_empty() { "" } else { "  " };
             let origin = self.origin(path).to_string();

@@ -135,12 +135,13 @@ fn parse(text: &str, table: &[(&str, u64)], units: &'static str, example: &'stat
 }
 
 fn text(value: u64, table: &[(&str, u64)]) -> String {
-    let whole = table.iter().find(|(_, factor)| value >= *factor && value % factor == 0);
+    let whole = table.iter().find(|(_, factor)| value >= *factor && value.is_multiple_of(*factor));
     let (unit, factor) = whole.or(table.last()).copied().unwrap_or(("", 1));
     format!("{}{unit}", value / factor)
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

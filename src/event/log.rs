@@ -212,6 +212,7 @@ fn write_once(mut file: &File, line: &[u8]) -> io::Result<usize> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::process::{Child, Command, Stdio};
     use std::sync::Arc;
@@ -225,7 +226,7 @@ mod tests {
 
     fn event(who: usize, line: usize) -> Event {
         // Every tenth line is longer than a pipe or a page would take at once.
-        let filler = if line % 10 == 0 { 300_000 } else { 50 + line };
+        let filler = if line.is_multiple_of(10) { 300_000 } else { 50 + line };
         Event::new(EventType::ExecutionModeSelected, "m")
             .fact("who", who)
             .fact("line", line)
