@@ -98,6 +98,11 @@ impl Paths {
         below || self.exact.contains(path) || self.prefixes.iter().any(|prefix| path.starts_with(&**prefix))
     }
 
+    /// Whether `path` is in the set, or ends in a method that is.
+    pub(super) fn names(&self, path: &str) -> bool {
+        self.covers(path) || path.rsplit('.').next().is_some_and(|name| self.exact.contains(name))
+    }
+
     /// Whether the method `name` is in the set, whatever its object.
     pub(super) fn has_method(&self, name: &str) -> bool {
         self.exact.contains(name)

@@ -30,10 +30,17 @@ pub(super) fn findings(body: &[Stmt], policy: &Policy) -> Vec<RawFinding> {
 struct Rules<'a, 'p> {
     policy: &'p Policy,
     scopes: Scopes<'a, 'p>,
-    /// Names of builtins that surely stand for something else here (`true`) or may still be the builtin (`false`); the
-    /// last entry of a name counts.
-    shadows: Vec<(&'a str, bool)>,
+    /// What is known of names that are also builtins; the last entry of a name counts.
+    shadows: Vec<Shadow<'a>>,
     findings: Vec<RawFinding>,
+}
+
+/// Whether a name that is also a builtin surely stands for something else.
+struct Shadow<'a> {
+    name: &'a str,
+    bound: bool,
+    /// Index of the scope that says so: inner functions do not see what a class body binds.
+    scope: usize,
 }
 
 impl<'a> Rules<'a, '_> {
@@ -64,7 +71,9 @@ impl<'a> Rules<'a, '_> {
             // A function's names are its own throughout. A class body looks up a name that it has not bound yet outside of
             // all functions; a module, among the builtins.
             let bound = scope.names.keys().copied().filter(|name| self.policy.builtins.contains(name));
-            self.shadows.extend(bound.map(|name| (name, kind == Kind::Function)));
+            let at = self.scopes.stack.len() - 1;
+            let is_function = kind == Kind::Function;
+            self.shadows.extend(bound.map(|name| Shadow { name, bound: is_function, scope: at }));
         }
         walk(self);
         self.shadows.truncate(shadows);
@@ -86,13 +95,16 @@ impl<'a> Rules<'a, '_> {
     fn shadow(&mut self, name: &'a str) {
         let declared_elsewhere = self.scopes.stack.last().is_some_and(|scope| scope.globals.contains(name));
         if self.policy.builtins.contains(name) && !declared_elsewhere {
-            self.shadows.push((name, true));
+            self.shadows.push(Shadow { name, bound: true, scope: self.scopes.stack.len() - 1 });
         }
     }
 
     /// Whether `name` surely is not the builtin.
     fn is_shadowed(&self, name: &str) -> bool {
-        self.shadows.iter().rev().find(|(shadow, _)| *shadow == name).is_some_and(|(_, bound)| *bound)
+        let innermost = self.scopes.stack.len() - 1;
+        let seen = |scope: usize| scope == innermost || self.scopes.stack[scope].kind != Kind::Class;
+        let last = self.shadows.iter().rev().find(|shadow| shadow.name == name && seen(shadow.scope));
+        last.is_some_and(|shadow| shadow.bound)
     }
 
     /// Walks an expression of which only the truth or identity is used: a module may stand there.

@@ -38,7 +38,7 @@ impl<'a> Rules<'a, '_> {
         }
         let method = call.func.as_attribute_expr().map(|attribute| attribute.attr.as_str());
         let covered = |set: &super::super::policy::Paths| {
-            method.is_some_and(|name| set.has_method(name)) || paths.iter().any(|path| set.covers(path))
+            method.is_some_and(|name| set.has_method(name)) || paths.iter().any(|path| set.names(path))
         };
         if covered(&self.policy.io.readers) {
             self.judge_io(call, Direction::Read);

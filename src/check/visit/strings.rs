@@ -16,7 +16,7 @@ impl<'a> Rules<'a, '_> {
     /// A string that holds a forbidden dunder, or is nothing but a forbidden name.
     pub(super) fn judge_text(&mut self, text: &str, range: TextRange) {
         let dunder = text.contains("__").then(|| words(text).find(|word| self.policy.strings.contains(word))).flatten();
-        let name = dunder.or_else(|| (text.contains('_') && self.is_forbidden_attribute(text)).then_some(text));
+        let name = dunder.or_else(|| (text.contains('_') && self.is_forbidden_name(text)).then_some(text));
         if let Some(name) = name {
             self.add(RawFinding::new(
                 Rule::NameInString,
