@@ -205,7 +205,7 @@ const CASES: &[&str] = &[
     "x\\\ny",
     "x \\ y",
     "x = 1 \\",
-    "\u{feff}x",
+    "x\u{feff}",
     "x\u{a0}= 1",
     "x\u{200b} = 1",
     "é = 1",
