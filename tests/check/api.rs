@@ -23,8 +23,7 @@ fn text_reads_like_a_linter() {
 #[test]
 fn columns_count_characters_and_lines_every_ending() {
     let report = report("é = '價格'; eval\r\nb = 1\rexec(\n1)\n");
-    let places: Vec<_> =
-        report.findings.iter().map(|f| (f.line, f.column, f.end_line, f.end_column)).collect();
+    let places: Vec<_> = report.findings.iter().map(|f| (f.line, f.column, f.end_line, f.end_column)).collect();
     assert_eq!(places, [(1, 11, 1, 15), (3, 1, 3, 5)]);
 }
 

@@ -132,9 +132,11 @@ const CASES: &[&str] = &[
     "f'{}'",
     "f'{x!}'",
     "f'{x!z}'",
-    "f'{x:{y:{z}}}'",
+    "f'{x:{y:{z:{w}}}}'",
     "f'{lambda x: 1}'",
     "f'{*a}'",
+    "f'{*a,}'",
+    "x\u{feff}",
     "f'{a b}'",
     "f'{x = 1}'",
     "f'{yield}'",
@@ -317,7 +319,10 @@ fn python_files(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() && !path.is_symlink() && !["test", "tests", "site-packages", "dist-packages", "lib2to3"].contains(&&*name) {
+        if path.is_dir()
+            && !path.is_symlink()
+            && !["test", "tests", "site-packages", "dist-packages", "lib2to3"].contains(&&*name)
+        {
             python_files(&path, into);
         } else if name.ends_with(".py") {
             into.push(path);
@@ -338,7 +343,9 @@ fn standard_library_is_parsed() {
         let source = std::fs::read(file).unwrap();
         // A few files declare other encodings or are too large, which the check refuses by rule.
         let report = check(&source, "x.py", Policy::builtin());
-        for finding in report.findings.iter().filter(|finding| ["NSB004", "NSB005", "NSB008"].contains(&finding.rule.code())) {
+        for finding in
+            report.findings.iter().filter(|finding| ["NSB004", "NSB005", "NSB008"].contains(&finding.rule.code()))
+        {
             refused.push(format!("{}:{}:{} {}", file.display(), finding.line, finding.column, finding.message));
         }
     }
