@@ -25,7 +25,7 @@ pub struct Policy {
     pub(super) strings: Words,
     pub(super) io: Io,
     pub(super) dispatch: Words,
-    pub(super) expressions: Words,
+    pub(super) expressions: Paths,
 }
 
 /// Bounds of what is parsed at all.
@@ -65,6 +65,7 @@ pub(super) struct Dunders {
 pub(super) struct Io {
     pub(super) readers: Paths,
     pub(super) writers: Paths,
+    pub(super) path_second: Words,
     pub(super) read_roots: Vec<String>,
     pub(super) write_roots: Vec<String>,
     pub(super) path_arguments: Words,

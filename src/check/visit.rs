@@ -164,15 +164,24 @@ impl<'a> Rules<'a, '_> {
         }
     }
 
-    /// Whether the scopes know that `target` may stand for the modules among `values`.
+    /// Whether the scopes know that `target` may stand for the modules and members among `values`, wherever it is used.
     fn is_followed(&self, target: &Expr, values: &Values) -> bool {
-        let Expr::Name(target) = target else { return false };
-        let Some(scope) = self.scopes.stack.last() else { return false };
-        let known = scope.names.get(target.id.as_str());
-        values
-            .iter()
-            .filter(|value| value.path().is_some())
-            .all(|value| known.is_some_and(|known| known.contains(value)))
+        let (Expr::Name(target), Some(scope)) = (target, self.scopes.stack.last()) else { return false };
+        let name = target.id.as_str();
+        let known = scope.names.get(name);
+        !self.leaves_scope(name)
+            && values
+                .iter()
+                .filter(|value| value.path().is_some())
+                .all(|value| known.is_some_and(|known| known.contains(value)))
+    }
+
+    /// Whether what is bound to `name` here is seen where the scopes do not follow it: as an attribute of a class, or as a
+    /// name of another scope.
+    fn leaves_scope(&self, name: &str) -> bool {
+        self.scopes.stack.last().is_some_and(|scope| {
+            scope.kind == Kind::Class || scope.nonlocals.contains(name) || scope.globals.contains(name)
+        })
     }
 
     fn visit_documentation(&mut self, stmt: &'a Stmt) -> bool {
@@ -315,6 +324,11 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
             }
             _ => visitor::walk_expr(self, expr),
         }
+    }
+
+    fn visit_annotation(&mut self, annotation: &'a Expr) {
+        self.judge_annotation(annotation);
+        visitor::walk_annotation(self, annotation);
     }
 
     fn visit_parameter(&mut self, parameter: &'a ast::Parameter) {

@@ -130,6 +130,13 @@ impl<'a> Rules<'a, '_> {
         for alias in &import.names {
             self.judge_module(&alias.name, alias.name.range);
             alias.asname.iter().for_each(|name| self.judge_identifier(name));
+            let bound = alias.asname.as_ref().unwrap_or(&alias.name).as_str();
+            let declared = self.scopes.stack.last().is_some_and(|scope| scope.globals.contains(bound));
+            if self.leaves_scope(bound) && !declared {
+                let message = format!("the module '{bound}' leaves its scope");
+                let finding = RawFinding::new(Rule::ModuleValue, alias.range, message);
+                self.add(finding.hint("import at the top of the file"));
+            }
         }
     }
 

@@ -62,3 +62,20 @@ print(TEMPLATE.format(name="a", value=1.0))
 print("%s %d" % ("a", 1))
 print(a.to_dict(), a.to_numpy(), a.to_records())
 np.testing.assert_allclose([1.0], [1.0])
+import logging
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import statsmodels.api as sm
+import statsmodels.formula.api as smf
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+pq.write_table(pa.table({"a": [1]}), "/output/x.parquet")
+model = smf.ols("close ~ np.log(volume) + C(weekday)", data=a).fit()
+ols = sm.OLS(a["close"], sm.add_constant(a[["open"]])).fit()
+print(model.summary(), ols.params, a.query("open > close and type == 'x'"), a.eval("close - open"))
+
+
+def side(x: "Literal['open', 'close']", y: Literal["open"], z: "pd.Series") -> "pd.DataFrame":
+    return a
