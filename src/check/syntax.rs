@@ -1,23 +1,21 @@
 //! Refuses what CPython would not compile: the parser's own errors, and those that need scopes, which CPython finds in its
 //! symbol table and compiler (`return` outside a function, `nonlocal` in a module, `break` outside a loop ...).
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+mod context;
 
-use rustpython_ast::statement_visitor::{StatementVisitor, walk_stmt as walk_statement};
+use std::cell::RefCell;
+
 use rustpython_ast::token::TokenKind;
 use rustpython_ast::visitor::{self, Visitor};
-use rustpython_ast::{self as ast, Expr, ModModule, Parameters, PythonVersion, Stmt};
+use rustpython_ast::{self as ast, Expr, ModModule, Stmt};
 use rustpython_parser::Parsed;
-use rustpython_parser::semantic_errors::{
-    LazyImportContext, SemanticSyntaxChecker, SemanticSyntaxContext, SemanticSyntaxError,
-};
-use rustpython_text_size::{Ranged, TextRange};
+use rustpython_parser::semantic_errors::SemanticSyntaxChecker;
+use rustpython_text_size::Ranged;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Rule;
-use super::scope::Bindings;
 use super::source::RawFinding;
+use context::{Context, Kind, Scope};
 
 /// Findings after which the syntax of a source is looked at no further.
 const ENOUGH: usize = 100;
@@ -83,102 +81,6 @@ fn imports_future_annotations(body: &[Stmt]) -> bool {
                 && import.names.iter().any(|name| &name.name == "annotations")
         })
     })
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Module,
-    Function { is_async: bool },
-    Class,
-    Lambda,
-    Comprehension { is_async: bool, is_generator: bool },
-}
-
-/// A scope that is being walked.
-struct Scope<'a> {
-    kind: Kind,
-    parameters: HashSet<&'a str>,
-    /// Names declared global, and where.
-    globals: HashMap<&'a str, TextRange>,
-    nonlocals: HashSet<&'a str>,
-    body: &'a [Stmt],
-    /// What a function binds, for the `nonlocal` of inner ones.
-    bindings: OnceCell<HashSet<&'a str>>,
-    /// Loops and other blocks around the statement at hand.
-    loops: usize,
-    blocks: usize,
-    /// Loops around the innermost `except*`, out of which neither `break` nor `continue` may lead, and which `return` may not
-    /// leave; `None` outside of one.
-    loops_outside_group: Option<usize>,
-}
-
-impl<'a> Scope<'a> {
-    fn new(kind: Kind, parameters: Option<&'a Parameters>, body: &'a [Stmt]) -> Self {
-        let parameters =
-            parameters.map_or_else(HashSet::new, |all| all.iter().map(|one| one.name().as_str()).collect());
-        let mut declared = Declarations::default();
-        declared.visit_body(body);
-        Scope {
-            kind,
-            parameters,
-            globals: declared.globals,
-            nonlocals: declared.nonlocals,
-            body,
-            bindings: OnceCell::new(),
-            loops: 0,
-            blocks: 0,
-            loops_outside_group: None,
-        }
-    }
-
-    fn binds(&self, name: &str) -> bool {
-        self.parameters.contains(name)
-            || self.bindings.get_or_init(|| Bindings::names(self.body)).contains(name)
-                && !self.globals.contains_key(name)
-    }
-}
-
-/// The `global` and `nonlocal` declarations of one scope.
-#[derive(Default)]
-struct Declarations<'a> {
-    globals: HashMap<&'a str, TextRange>,
-    nonlocals: HashSet<&'a str>,
-}
-
-impl<'a> StatementVisitor<'a> for Declarations<'a> {
-    fn visit_stmt(&mut self, stmt: &'a Stmt) {
-        match stmt {
-            Stmt::Global(global) => {
-                for name in &global.names {
-                    self.globals.entry(name.as_str()).or_insert(name.range);
-                }
-            }
-            Stmt::Nonlocal(nonlocal) => self.nonlocals.extend(nonlocal.names.iter().map(|name| name.as_str())),
-            Stmt::FunctionDef(_) | Stmt::ClassDef(_) => {}
-            _ => walk_statement(self, stmt),
-        }
-    }
-}
-
-struct Context<'a> {
-    text: &'a str,
-    future_annotations: bool,
-    scopes: Vec<Scope<'a>>,
-    findings: RefCell<Vec<RawFinding>>,
-}
-
-impl Context<'_> {
-    fn add(&self, range: TextRange, message: impl Into<String>) {
-        let mut findings = self.findings.borrow_mut();
-        if findings.len() < ENOUGH {
-            findings.push(RawFinding::new(Rule::Syntax, range, message));
-        }
-    }
-
-    /// The scope that decides what a statement or expression may do, and those around it.
-    fn inner_to_outer(&self) -> impl Iterator<Item = Kind> {
-        self.scopes.iter().rev().map(|scope| scope.kind)
-    }
 }
 
 struct Checker<'a> {
@@ -285,10 +187,10 @@ impl<'a> Checker<'a> {
                     }
                 }
             }
-            Stmt::ImportFrom(import) if import.names.iter().any(|alias| &alias.name == "*") => {
-                if context.text[import.range].ends_with(')') {
-                    context.add(import.range, "star import in parentheses");
-                }
+            Stmt::ImportFrom(import)
+                if context.text[import.range].ends_with(')') && import.names.iter().any(|alias| &alias.name == "*") =>
+            {
+                context.add(import.range, "star import in parentheses");
             }
             Stmt::AnnAssign(ast::StmtAnnAssign { target, .. }) => {
                 let nonlocal = target
@@ -428,88 +330,5 @@ impl<'a> Visitor<'a> for Checker<'a> {
             _ => {}
         }
         visitor::walk_pattern(self, pattern);
-    }
-}
-
-impl SemanticSyntaxContext for Context<'_> {
-    fn future_annotations_or_stub(&self) -> bool {
-        self.future_annotations
-    }
-
-    fn lazy_import_context(&self) -> Option<LazyImportContext> {
-        // CPython below 3.15 refuses every lazy import, and the rules treat it as an import.
-        None
-    }
-
-    fn python_version(&self) -> PythonVersion {
-        // The most lenient of those served: the guest's own compiler has the last word.
-        PythonVersion::PY313
-    }
-
-    fn source(&self) -> &str {
-        self.text
-    }
-
-    fn global(&self, name: &str) -> Option<TextRange> {
-        self.scopes.last()?.globals.get(name).copied()
-    }
-
-    fn has_nonlocal_binding(&self, name: &str) -> bool {
-        let Some((_, outer)) = self.scopes.split_last() else { return false };
-        outer.iter().rev().any(|scope| matches!(scope.kind, Kind::Function { .. } | Kind::Lambda) && scope.binds(name))
-    }
-
-    fn in_async_context(&self) -> bool {
-        let mut kinds = self.inner_to_outer();
-        kinds.find_map(|kind| match kind {
-            Kind::Function { is_async } => Some(is_async),
-            Kind::Module | Kind::Class | Kind::Lambda => Some(false),
-            Kind::Comprehension { .. } => None,
-        }) == Some(true)
-    }
-
-    fn in_await_allowed_context(&self) -> bool {
-        let mut kinds = self.inner_to_outer();
-        kinds.find_map(|kind| match kind {
-            Kind::Function { .. } | Kind::Lambda => Some(true),
-            Kind::Module | Kind::Class => Some(false),
-            Kind::Comprehension { .. } => None,
-        }) == Some(true)
-    }
-
-    fn in_yield_allowed_context(&self) -> bool {
-        matches!(self.scopes.last().map(|scope| scope.kind), Some(Kind::Function { .. } | Kind::Lambda))
-    }
-
-    fn in_sync_comprehension(&self) -> bool {
-        self.inner_to_outer().any(|kind| matches!(kind, Kind::Comprehension { is_async: false, is_generator: false }))
-    }
-
-    fn in_module_scope(&self) -> bool {
-        self.scopes.len() == 1
-    }
-
-    fn in_function_scope(&self) -> bool {
-        matches!(self.scopes.last().map(|scope| scope.kind), Some(Kind::Function { .. }))
-    }
-
-    fn in_generator_context(&self) -> bool {
-        self.inner_to_outer().any(|kind| matches!(kind, Kind::Comprehension { is_generator: true, .. }))
-    }
-
-    fn in_notebook(&self) -> bool {
-        false
-    }
-
-    fn report_semantic_error(&self, error: SemanticSyntaxError) {
-        self.add(error.range, error.to_string());
-    }
-
-    fn in_loop_context(&self) -> bool {
-        self.scopes.last().is_some_and(|scope| scope.loops > 0)
-    }
-
-    fn is_bound_parameter(&self, name: &str) -> bool {
-        self.scopes.last().is_some_and(|scope| scope.parameters.contains(name))
     }
 }
