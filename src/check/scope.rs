@@ -69,11 +69,13 @@ pub(super) struct Scope<'a> {
     pub(super) names: HashMap<&'a str, Values>,
     /// Names declared `global` here.
     pub(super) globals: HashSet<&'a str>,
+    /// Names declared `nonlocal` here.
+    pub(super) nonlocals: HashSet<&'a str>,
 }
 
 impl Scope<'_> {
     pub(super) fn new(kind: Kind) -> Self {
-        Scope { kind, names: HashMap::new(), globals: HashSet::new() }
+        Scope { kind, names: HashMap::new(), globals: HashSet::new(), nonlocals: HashSet::new() }
     }
 }
 
@@ -341,6 +343,11 @@ impl<'a> Visitor<'a> for Collector<'_, 'a, '_> {
             Stmt::Global(global) => {
                 if let Some(scope) = self.scopes.stack.last_mut() {
                     scope.globals.extend(global.names.iter().map(|name| name.as_str()));
+                }
+            }
+            Stmt::Nonlocal(nonlocal) => {
+                if let Some(scope) = self.scopes.stack.last_mut() {
+                    scope.nonlocals.extend(nonlocal.names.iter().map(|name| name.as_str()));
                 }
             }
             Stmt::Try(ast::StmtTry { handlers, .. }) => {

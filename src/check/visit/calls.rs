@@ -38,28 +38,25 @@ impl<'a> Rules<'a, '_> {
         }
         let method = call.func.as_attribute_expr().map(|attribute| attribute.attr.as_str());
         let covered = |set: &super::super::policy::Paths| {
-            method.is_some_and(|name| set.has_method(name)) || paths.iter().any(|path| set.covers(path))
+            method.is_some_and(|name| set.has_method(name)) || paths.iter().any(|path| set.names(path))
         };
         if covered(&self.policy.io.readers) {
             self.judge_io(call, Direction::Read);
         } else if covered(&self.policy.io.writers) {
             self.judge_io(call, Direction::Write);
         }
+        if covered(&self.policy.expressions) {
+            self.judge_expression(arguments, call.range);
+        }
         if let Expr::Attribute(attribute) = &*call.func {
             let name = attribute.attr.as_str();
             if matches!(name, "format" | "format_map") {
                 self.judge_format(&attribute.value, arguments, call.range);
             }
-            if self.policy.expressions.contains(name) {
-                self.judge_expression(arguments, call.range);
-            }
             if self.policy.dispatch.contains(name) {
                 self.judge_dispatch(arguments);
             }
             self.visit_attribute(&call.func, true);
-        } else if paths.iter().any(|path| self.policy.expressions.contains(path)) {
-            self.judge_expression(arguments, call.range);
-            self.visit_callee(&call.func);
         } else {
             self.visit_callee(&call.func);
         }
@@ -103,7 +100,7 @@ impl<'a> Rules<'a, '_> {
                     }
                     let members = self.scopes.member_of(values.clone(), name);
                     let is_io = members.iter().filter_map(Value::path).any(|path| self.is_io_path(path));
-                    if self.is_io_method(name) || is_io || self.policy.expressions.contains(name) {
+                    if self.is_io_method(name) || is_io || self.policy.expressions.has_method(name) {
                         let message = format!("'{name}' is used as a value");
                         self.add(RawFinding::new(Rule::IoValue, call.range, message).hint("call it in place"));
                     }
@@ -140,6 +137,9 @@ impl<'a> Rules<'a, '_> {
 
     fn judge_io(&mut self, call: &'a ast::ExprCall, direction: Direction) {
         let Arguments { args, keywords, .. } = &call.arguments;
+        let functions = self.scopes.eval(&call.func);
+        let path = functions.iter().find_map(Value::path).and_then(|path| path.rsplit('.').next());
+        let function = path.or(call.func.as_attribute_expr().map(|attribute| attribute.attr.as_str()));
         let unpacked = args.iter().find(|arg| arg.is_starred_expr()).map(Ranged::range);
         let unpacked = unpacked.or_else(|| keywords.iter().find(|keyword| keyword.arg.is_none()).map(Ranged::range));
         if let Some(range) = unpacked {
@@ -149,7 +149,8 @@ impl<'a> Rules<'a, '_> {
         let named = keywords
             .iter()
             .filter(|keyword| keyword.arg.as_ref().is_some_and(|arg| self.policy.io.path_arguments.contains(arg)));
-        let targets: Vec<&Expr> = args.first().into_iter().chain(named.map(|keyword| &keyword.value)).collect();
+        let place = usize::from(function.is_some_and(|name| self.policy.io.path_second.contains(name)));
+        let targets: Vec<&Expr> = args.get(place).into_iter().chain(named.map(|keyword| &keyword.value)).collect();
         for target in targets {
             let values = self.scopes.eval(target);
             if !values.iter().all(|value| self.is_allowed_target(value, direction)) {
@@ -193,7 +194,7 @@ impl<'a> Rules<'a, '_> {
         for name in names {
             let values = self.scopes.eval(name);
             let forbidden = values.iter().any(|value| match value {
-                Value::Text(text) => self.is_forbidden_attribute(text) || self.policy.expressions.contains(text),
+                Value::Text(text) => self.is_forbidden_attribute(text) || self.policy.expressions.has_method(text),
                 _ => false,
             });
             if forbidden {

@@ -130,6 +130,13 @@ impl<'a> Rules<'a, '_> {
         for alias in &import.names {
             self.judge_module(&alias.name, alias.name.range);
             alias.asname.iter().for_each(|name| self.judge_identifier(name));
+            let bound = alias.asname.as_ref().unwrap_or(&alias.name).as_str();
+            let declared = self.scopes.stack.last().is_some_and(|scope| scope.globals.contains(bound));
+            if self.leaves_scope(bound) && !declared {
+                let message = format!("the module '{bound}' leaves its scope");
+                let finding = RawFinding::new(Rule::ModuleValue, alias.range, message);
+                self.add(finding.hint("import at the top of the file"));
+            }
         }
     }
 
@@ -271,13 +278,16 @@ impl<'a> Rules<'a, '_> {
     }
 
     pub(super) fn is_io_path(&self, path: &str) -> bool {
-        self.policy.io.readers.covers(path) || self.policy.io.writers.covers(path)
+        self.policy.io.readers.names(path) || self.policy.io.writers.names(path)
     }
 
     /// Whether a string spells a name that may not be used as an attribute.
     pub(super) fn is_forbidden_attribute(&self, name: &str) -> bool {
-        is_dunder(name) && !self.policy.dunders.attributes.contains(name)
-            || self.policy.attributes.contains(name)
-            || self.is_io_method(name)
+        is_dunder(name) && !self.policy.dunders.attributes.contains(name) || self.is_forbidden_name(name)
+    }
+
+    /// The same without dunders, of which strings hold harmless ones too (`"__main__"`).
+    pub(super) fn is_forbidden_name(&self, name: &str) -> bool {
+        self.policy.attributes.contains(name) || self.is_io_method(name)
     }
 }
