@@ -42,7 +42,7 @@ use channels::Channels;
 use idmap::HostIds;
 use mounts::{Bind, View};
 use plan::{Arg, Plan, literal};
-pub use script::{Cancel, Script, Stdin, Watch};
+pub use script::{Cancel, Script, Sink, Stdin, Watch};
 pub use supervise::Stream;
 use supervise::Supervisor;
 
@@ -69,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     UserMap(#[from] idmap::OnlyRoot),
     /// The namespaces or init.
-    #[error("failed to {step}{}", knob(*.step, .source))]
+    #[error("failed to {step}{}", knob(.step, .source))]
     Spawn {
         /// What was tried.
         step: &'static str,

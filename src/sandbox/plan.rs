@@ -85,7 +85,7 @@ impl Plan {
     ) -> Register {
         let register = self.registers;
         // Registers are few because descriptors are closed at once; the oldest are free again by then.
-        self.registers = (register + 1) % REGISTERS as u8;
+        self.registers = if usize::from(register) + 1 == REGISTERS { 0 } else { register + 1 };
         self.push(step.into(), nr, args, register, 0);
         Register(register)
     }
@@ -138,7 +138,7 @@ impl Plan {
         self.data.resize(self.data.len().next_multiple_of(8), 0);
         let offset = self.data.len();
         self.data.extend_from_slice(bytes);
-        Data(offset as u32)
+        Data(narrow(offset))
     }
 
     /// Places a NUL-terminated string.
@@ -153,7 +153,7 @@ impl Plan {
         let texts: Vec<Data> = strings.into_iter().map(|text| self.text(text.as_ref())).collect();
         let array = self.data(&vec![0; (texts.len() + 1) * 8]);
         for (i, text) in texts.into_iter().enumerate() {
-            self.point(array, i as u32 * 8, text);
+            self.point(array, narrow(i) * 8, text);
         }
         array
     }
@@ -174,10 +174,10 @@ impl Plan {
     pub(crate) fn encode(&self, supervisor: RawFd) -> Result<Vec<u8>, TooLong> {
         let header = Header {
             magic: MAGIC,
-            setup: self.setup as u32,
-            guest: (self.ops.len() - self.setup) as u32,
-            relocations: self.relocations.len() as u32,
-            data: self.data.len() as u32,
+            setup: narrow(self.setup),
+            guest: narrow(self.ops.len() - self.setup),
+            relocations: narrow(self.relocations.len()),
+            data: narrow(self.data.len()),
             supervisor,
         };
         let mut message = Vec::with_capacity(self.data.len() + self.ops.len() * size_of::<Op>() + 512);
@@ -198,6 +198,8 @@ impl Plan {
         if message.len() > MAX_PROGRAM { Err(TooLong { bytes: message.len() }) } else { Ok(message) }
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "the numbers of system calls are small")]
+    #[expect(clippy::cast_sign_loss, reason = "AT_FDCWD too fills a register by sign extension")]
     fn push(&mut self, step: Cow<'static, str>, nr: libc::c_long, args: &[Arg<'_>], dst: u8, tolerate: u8) {
         let mut op = Op { nr: nr as u16, dst, tolerate, kinds: 0, reserved: 0, args: [0; 6] };
         for (i, arg) in args.iter().enumerate() {
@@ -215,6 +217,11 @@ impl Plan {
         self.ops.push(op);
         self.steps.push(step);
     }
+}
+
+/// An offset or a count as the program holds it. A plan that outgrows it has outgrown [`MAX_PROGRAM`] long before.
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// A C string literal as a path argument.

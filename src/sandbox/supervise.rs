@@ -18,6 +18,7 @@ use super::cgroup::Cgroup;
 use super::channels::Supervised;
 use super::measure::Measure;
 use super::plan::Plan;
+use super::script::Sink;
 use super::seccomp::{Denial, Program};
 use crate::config::Limits;
 use crate::sys::clone::Init;
@@ -148,7 +149,7 @@ pub(crate) struct Supervisor<'a, 's> {
     pub cgroup: Option<&'a Cgroup>,
     pub limits: &'a Limits,
     pub program: &'a Program,
-    pub sink: Option<&'a mut (dyn FnMut(Stream, &[u8]) + Send + 's)>,
+    pub sink: Option<&'a mut Sink<'s>>,
     pub listener: Option<OwnedFd>,
     pub evidence: Evidence,
 }

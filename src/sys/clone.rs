@@ -5,6 +5,12 @@
 //! signal blocked, and makes system calls only: it allocates nothing and takes no lock. See clone(2), user_namespaces(7),
 //! capabilities(7), posix_spawn(3).
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "system calls take and return whole registers: descriptors, pids and errnos fit both ways"
+)]
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -78,7 +84,6 @@ struct Shared {
     argv: [*const libc::c_char; 3],
     keep: Vec<RawFd>,
     inner: CloneArgs,
-    drop_groups: bool,
     pid: i64,
     pidfd: RawFd,
     in_cgroup: bool,
@@ -108,7 +113,6 @@ pub(crate) fn spawn(what: Spawn<'_>) -> Result<Init, SpawnError> {
         argv: [c"nsbox-init".as_ptr(), number.as_ptr(), std::ptr::null()],
         keep,
         inner: CloneArgs::default(),
-        drop_groups: what.drop_groups,
         pid: -1,
         pidfd: -1,
         in_cgroup: what.cgroup.is_some(),
