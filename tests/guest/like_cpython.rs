@@ -54,6 +54,13 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("inspect", "import inspect\ndef f():\n    return 1  # here\nprint(inspect.getsource(f))"),
     ("read itself", "print(open(__file__, 'rb').read())"),
     ("crlf", "x = '''a\r\nb'''\r\nprint(repr(x))\r\n"),
+    ("syntax warning", "x = '\\d'\nprint(x is 1)\n"),
+    (
+        "nested code",
+        "def f():\n    return [lambda: None for _ in 'a'][0]\nprint({f.__code__.co_filename, f().__code__.co_filename} == {__file__})",
+    ),
+    ("future annotations", "from __future__ import annotations\ndef f(x: nope): pass\nprint(f.__annotations__)"),
+    ("profile", "import sys; print(sys.getprofile(), sys.gettrace())"),
     ("bom", "\u{feff}print('bom')\n"),
     ("cookie", "# coding: utf-8\nprint('é')\n"),
     ("arguments", "import sys; print(len(sys.argv), sys.argv[1:])"),
