@@ -36,8 +36,8 @@ use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::{NAMESPACES, Spawn, spawn};
 use crate::sys::fd::pidfd_open;
-pub(crate) use account::{chain, unavailable};
 use account::Account;
+pub(crate) use account::{chain, unavailable};
 use cgroup::{Cgroup, Hierarchy, Owner};
 use channels::Channels;
 use idmap::HostIds;
@@ -169,7 +169,8 @@ impl Sandbox {
             Err(error) if config.allow_degraded => Err(error.to_string()),
             Err(error) => return Err(error.into()),
         };
-        let runner = guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
+        let runner =
+            guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
         let this = pidfd_open(nix::unistd::getpid().as_raw()).and_then(channels::high);
         let mut sandbox = Self {
             policy,
@@ -196,10 +197,9 @@ impl Sandbox {
         let script = Script::from(guest::COMPILE).name("compile.py");
         let outcome = self.execute(script, Watch::default(), false)?;
         let files = account::files_of(&outcome);
-        self.runner.store_compiled(&files).map_err(|source| Error::Step {
-            step: format!("compile the guest's runner: {}", outcome.message),
-            source,
-        })
+        self.runner
+            .store_compiled(&files)
+            .map_err(|source| Error::Step { step: format!("compile the guest's runner: {}", outcome.message), source })
     }
 
     /// Runs one script to its end.
@@ -223,7 +223,8 @@ impl Sandbox {
         let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
         let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
         let cgroup = self.cgroup()?;
-        let entry = cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
+        let entry =
+            cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
 
         let fds = channels.guest();
         let mut keep: Vec<RawFd> = view.fds().chain(fds.all()).collect();
@@ -327,9 +328,11 @@ impl Sandbox {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
             }
-            let input = self
-                .input(name, path, guest)
-                .map_err(|source| Error::Input { name: name.clone(), path: path.clone(), source })?;
+            let input = self.input(name, path, guest).map_err(|source| Error::Input {
+                name: name.clone(),
+                path: path.clone(),
+                source,
+            })?;
             view.inputs.push(input);
         }
         Ok(view)

@@ -134,7 +134,6 @@ fn free_range(uid_map: &str) -> Option<(u32, u32)> {
 
 /// Whether this process is in a user namespace other than the host's.
 fn in_user_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
-        map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)])
-    })
+    fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)]))
 }
