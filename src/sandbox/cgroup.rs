@@ -162,9 +162,11 @@ impl Hierarchy {
     fn parents(&self) -> Vec<&Path> {
         match self {
             Self::V2 { parent } => vec![parent],
-            Self::V1 { memory, pids, cpu, cpuacct } => {
-                [Some(memory), Some(pids), Some(cpu), cpuacct.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
-            }
+            Self::V1 { memory, pids, cpu, cpuacct } => [Some(memory), Some(pids), Some(cpu), cpuacct.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(PathBuf::as_path)
+                .collect(),
         }
     }
 
@@ -177,8 +179,11 @@ impl Hierarchy {
         let mut cgroup = Cgroup { folders: Vec::new(), version: self.version(), cpuacct: None };
         for parent in self.parents() {
             let folder = parent.join(&name);
-            fs::create_dir(&folder)
-                .map_err(|source| Error::Refused { step: "make the cgroup", path: folder.clone(), source })?;
+            fs::create_dir(&folder).map_err(|source| Error::Refused {
+                step: "make the cgroup",
+                path: folder.clone(),
+                source,
+            })?;
             cgroup.folders.push(folder);
         }
         if matches!(self, Self::V1 { cpuacct: Some(_), .. }) {
@@ -215,17 +220,18 @@ fn enable_controllers(parent: &Path) -> Result<(), Error> {
     if REQUIRED.iter().all(|name| enabled.split_whitespace().any(|have| have == *name)) {
         return Ok(());
     }
-    fs::write(&path, "+memory +pids +cpu")
-        .map_err(|source| Error::Refused { step: "enable the controllers in", path, source })
+    fs::write(&path, "+memory +pids +cpu").map_err(|source| Error::Refused {
+        step: "enable the controllers in",
+        path,
+        source,
+    })
 }
 
 impl Cgroup {
     fn limit(&self, limits: &Limits) -> Result<(), Error> {
         let v2 = self.version == 2;
         let folder = |index: usize| self.folders[if v2 { 0 } else { index }].clone();
-        let failed = |limit, index| {
-            move |source| Error::Limit { limit, path: folder(index), source }
-        };
+        let failed = |limit, index| move |source| Error::Limit { limit, path: folder(index), source };
         let bytes = i64::try_from(limits.memory).unwrap_or(i64::MAX);
         let memory = MemController::new(folder(0), folder(0), v2);
         memory.set_limit(bytes).map_err(failed("memory", 0))?;
@@ -287,7 +293,10 @@ impl Cgroup {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let control = File::open(self.folders[0].join("memory.oom_control"))?;
         let line = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
-        OpenOptions::new().write(true).open(self.folders[0].join("cgroup.event_control"))?.write_all(line.as_bytes())?;
+        OpenOptions::new()
+            .write(true)
+            .open(self.folders[0].join("cgroup.event_control"))?
+            .write_all(line.as_bytes())?;
         Ok(Some(event.into()))
     }
 
@@ -387,7 +396,8 @@ impl Owner {
     fn next_name(&self) -> String {
         // Unique among the runs of one process, with no state: two threads never stand at one address at one time, and
         // the clock tells one thread's runs apart.
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos());
+        let now =
+            nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos());
         let thread = nix::unistd::gettid();
         format!("{PREFIX}{}-{}-{}-{thread}-{now}", self.pid_namespace, self.pid, self.started)
     }
@@ -395,7 +405,8 @@ impl Owner {
     /// Whether `name` is that of a cgroup whose owner, in this pid namespace, is dead.
     fn is_stale(&self, name: &str) -> bool {
         let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
-        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next()) else {
+        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
+        else {
             return false;
         };
         let Ok(pid) = u32::try_from(pid) else { return false };

@@ -5,11 +5,16 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use caps::{CapSet, Capability};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{getegid, geteuid};
 
+use super::channels::high;
 use super::plan::{Arg, Plan};
+use crate::sys::clone::{Spawn, spawn};
 
 /// The guest's user and group id as it sees them.
 pub(crate) const GUEST_ID: u32 = 1000;
@@ -57,25 +62,47 @@ impl HostIds {
         if uid == 0 && !in_user_namespace() { Err(OnlyRoot) } else { Ok(Self::Caller { uid, gid }) }
     }
 
-    /// The ids of the run whose init has `pid`, in the caller's user namespace.
-    pub(crate) fn of(self, pid: libc::pid_t) -> (u32, u32) {
+    /// The ids of a run by this thread, in the caller's user namespace. No other run has them at the same time: a thread
+    /// watches one run at once, and no two threads of a machine have the same id.
+    pub(crate) fn of_this_thread(self) -> (u32, u32) {
         match self {
             Self::Free { first, count } => {
-                let id = first + pid.unsigned_abs() % count;
+                let id = first + nix::unistd::gettid().as_raw().unsigned_abs() % count;
                 (id, id)
             }
             Self::Caller { uid, gid } => (uid, gid),
         }
     }
+}
 
-    /// Writes the maps of init's user namespace; setgroups(2) is denied in it for good.
-    pub(crate) fn write(self, pid: libc::pid_t) -> io::Result<(u32, u32)> {
-        let (uid, gid) = self.of(pid);
-        fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
-        fs::write(format!("/proc/{pid}/gid_map"), format!("{GUEST_ID} {gid} 1"))?;
-        fs::write(format!("/proc/{pid}/uid_map"), format!("{GUEST_ID} {uid} 1"))?;
-        Ok((uid, gid))
-    }
+/// Writes the maps of the user namespace of `pid`: one id each, inside and outside; setgroups(2) is denied for good.
+pub(crate) fn write_maps(pid: libc::pid_t, inside: (u32, u32), outside: (u32, u32)) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+    fs::write(format!("/proc/{pid}/gid_map"), format!("{} {} 1", inside.1, outside.1))?;
+    fs::write(format!("/proc/{pid}/uid_map"), format!("{} {} 1", inside.0, outside.0))
+}
+
+/// A user namespace for an idmapped mount: what `owner` owns on disk belongs to `guest` (host ids) through the mount, so
+/// that the guest can read a file that only its owner may. mount_setattr(2), "ID-mapped mounts".
+pub(crate) fn mount_namespace(init: BorrowedFd<'_>, owner: (u32, u32), guest: (u32, u32)) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    let theirs = high(theirs)?;
+    let holder = spawn(Spawn {
+        init,
+        control: theirs.as_fd(),
+        keep: vec![theirs.as_raw_fd()],
+        namespaces: libc::CLONE_NEWUSER as u64,
+        cgroup: None,
+        drop_groups: false,
+    })
+    .map_err(|error| error.source)?;
+    let namespace = write_maps(holder.pid, owner, guest)
+        .and_then(|()| Ok(fs::File::open(format!("/proc/{}/ns/user", holder.pid))?.into()));
+    // Init reads the end of its socket where its program should be, and leaves; the descriptor keeps the namespace.
+    drop((control, theirs));
+    waitid(Id::PIDFd(holder.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::__WALL)?;
+    namespace
 }
 
 /// Init becomes the guest's user in all its ids; the capabilities in its namespace stay, for it was never root there.
@@ -107,7 +134,6 @@ fn free_range(uid_map: &str) -> Option<(u32, u32)> {
 
 /// Whether this process is in a user namespace other than the host's.
 fn in_user_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
-        map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)])
-    })
+    fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)]))
 }

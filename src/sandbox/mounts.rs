@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::plan::{Arg, Plan, Register, literal};
 use crate::sys::mount::{
-    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
-    MOVE_MOUNT_F_EMPTY_PATH, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE, mount_setattr, open_tree,
+    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY, MOVE_MOUNT_F_EMPTY_PATH, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE, mount_setattr, open_tree,
 };
 use crate::sys::program::REPORT_OUTPUT;
 
@@ -58,14 +58,19 @@ impl Bind {
         Ok(Self { tree, source: source.to_path_buf(), target, attributes })
     }
 
+    /// Shows the tree through an idmapped mount.
+    pub(crate) fn map_ids(&self, namespace: &OwnedFd) -> io::Result<()> {
+        let Tree::Detached(tree) = &self.tree else { return Ok(()) };
+        let userns = u64::from(namespace.as_raw_fd().unsigned_abs());
+        mount_setattr(tree.as_fd(), MountAttr { set: MOUNT_ATTR_IDMAP, userns, ..MountAttr::default() })
+    }
+
     /// The binds of the device nodes.
     pub(crate) fn devices(privileged: bool) -> io::Result<Vec<Self>> {
         let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
         DEVICES
             .iter()
-            .map(|name| {
-                Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged)
-            })
+            .map(|name| Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged))
             .collect()
     }
 
@@ -128,11 +133,7 @@ impl View {
     pub(crate) fn plan_binds(&self, plan: &mut Plan) {
         let private = libc::MS_REC | libc::MS_PRIVATE;
         let none = Arg::Value(0);
-        plan.call(
-            "make the mounts private",
-            libc::SYS_mount,
-            &[none, literal(c"/"), none, Arg::Value(private), none],
-        );
+        plan.call("make the mounts private", libc::SYS_mount, &[none, literal(c"/"), none, Arg::Value(private), none]);
         // proc first: the kernel allows it only where another proc is in full view. Kept for later in a register.
         // The new root goes over /proc, the one folder that is surely there.
         self.root.plan(plan, OsStr::new("/proc"));

@@ -130,4 +130,3 @@ pub struct Watch<'a> {
     /// Ends the run.
     pub cancel: Option<Cancel>,
 }
-

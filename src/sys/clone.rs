@@ -27,8 +27,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const STACK: usize = 64 * 1024;
 /// What init needs inside its user namespace until the guest starts: to mount, to become the guest's user and to empty
 /// the bounding set. It gets them through `execve` as ambient capabilities, and nothing else.
-const INIT_CAPABILITIES: u64 =
-    1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP | 1 << CAP_SYS_ADMIN;
+const INIT_CAPABILITIES: u64 = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP | 1 << CAP_SYS_ADMIN;
 const CAP_SETGID: u64 = 6;
 const CAP_SETUID: u64 = 7;
 const CAP_SETPCAP: u64 = 8;
