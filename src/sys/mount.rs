@@ -15,6 +15,7 @@ pub(crate) const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub(crate) const MOUNT_ATTR_NOSUID: u64 = 0x2;
 pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;
 pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+pub(crate) const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 pub(crate) const MOVE_MOUNT_F_EMPTY_PATH: u64 = 0x4;
 pub(crate) const MS_PRIVATE: u64 = 1 << 18;
 
