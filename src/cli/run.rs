@@ -260,7 +260,9 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
         complain(&outcome.message);
     }
     if outcome.degraded {
-        complain("warning: the run was degraded: a required layer or limit was replaced by something weaker (--json names it)");
+        complain(
+            "warning: the run was degraded: a required layer or limit was replaced by something weaker (--json names it)",
+        );
     }
     for violation in &outcome.violations {
         if verbose || !tells_itself {

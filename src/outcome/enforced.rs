@@ -37,18 +37,18 @@ impl Layer {
     #[must_use]
     pub fn applied(configured: impl Into<String>) -> Self {
         let configured = configured.into();
-        Self { status: LayerStatus::Applied, applied: Some(configured.clone()), configured: Some(configured), why: None }
+        Self {
+            status: LayerStatus::Applied,
+            applied: Some(configured.clone()),
+            configured: Some(configured),
+            why: None,
+        }
     }
 
     /// A layer that was wanted and is not in force.
     #[must_use]
     pub fn missing(configured: impl Into<String>, why: impl Into<String>) -> Self {
-        Self {
-            status: LayerStatus::Missing,
-            configured: Some(configured.into()),
-            applied: None,
-            why: Some(why.into()),
-        }
+        Self { status: LayerStatus::Missing, configured: Some(configured.into()), applied: None, why: Some(why.into()) }
     }
 }
 

@@ -164,9 +164,7 @@ impl Table {
                     _ => 0,
                 })
                 .sum(),
-            Content::Split { index, data, .. } => {
-                data.iter().chain([index]).map(Value::count_not_finite).sum()
-            }
+            Content::Split { index, data, .. } => data.iter().chain([index]).map(Value::count_not_finite).sum(),
         }
     }
 

@@ -62,7 +62,10 @@ impl Value {
             Json::Null
         });
         if writer.not_finite > 0 {
-            notes.push(format!("{} that JSON cannot hold (NaN, infinities) are null", count(writer.not_finite, "number")));
+            notes.push(format!(
+                "{} that JSON cannot hold (NaN, infinities) are null",
+                count(writer.not_finite, "number")
+            ));
         }
         if writer.long_integers > 0 {
             notes.push(format!("{} beyond 64 bits are text", count(writer.long_integers, "integer")));
@@ -471,7 +474,11 @@ fn datetime(count: i64, unit: TimeUnit, step: u32) -> Json {
     let date = |months: i128| {
         let size = u32::try_from(months.unsigned_abs()).ok()?;
         let epoch = NaiveDate::from_ymd_opt(1970, 1, 1)?;
-        if months < 0 { epoch.checked_sub_months(Months::new(size)) } else { epoch.checked_add_months(Months::new(size)) }
+        if months < 0 {
+            epoch.checked_sub_months(Months::new(size))
+        } else {
+            epoch.checked_add_months(Months::new(size))
+        }
     };
     let text = if let Some(nanoseconds) = unit.nanoseconds() {
         count.checked_mul(nanoseconds).and_then(|total| {

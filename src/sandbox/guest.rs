@@ -207,7 +207,8 @@ impl Command<'_> {
             give(Arg::Fd(from), to);
         }
         if fds.stdin.is_none() {
-            let args = [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64)];
+            let args =
+                [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64)];
             let null = plan.open("open the guest's /dev/null", libc::SYS_openat, &args);
             plan.call(
                 "hand a descriptor to the guest",
@@ -238,7 +239,8 @@ pub(crate) fn processors(cpus: f64) -> usize {
 /// many threads as can run. `offset` spreads runs over the CPUs.
 pub(crate) fn plan_affinity(plan: &mut Plan, cpus: f64, offset: usize) {
     let Ok(allowed) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return };
-    let allowed: Vec<usize> = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let allowed: Vec<usize> =
+        (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
     let wanted = processors(cpus);
     if wanted >= allowed.len() {
         return;
@@ -269,8 +271,7 @@ pub(crate) fn is_input_name(name: &str) -> bool {
 /// The guest's path for a script: its own file name, made harmless, in the working directory.
 pub(crate) fn script_path(name: &str) -> String {
     let name = Path::new(name).file_name().map_or("script.py".into(), |name| name.to_string_lossy());
-    let harmless: String =
-        name.chars().map(|c| if c.is_control() || c == '/' { '_' } else { c }).take(100).collect();
+    let harmless: String = name.chars().map(|c| if c.is_control() || c == '/' { '_' } else { c }).take(100).collect();
     debug_assert!(!harmless.as_bytes().contains(&0) && !Path::new(&harmless).as_os_str().as_bytes().is_empty());
     format!("/work/{harmless}")
 }

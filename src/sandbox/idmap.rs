@@ -68,6 +68,11 @@ impl HostIds {
         }
     }
 
+    /// Whether to give up the supplementary groups: they would follow the guest, and with them what they may read.
+    pub(crate) fn drops_groups(self) -> bool {
+        matches!(self, Self::Free { .. }) && nix::unistd::getgroups().is_ok_and(|groups| !groups.is_empty())
+    }
+
     /// Writes the maps of init's user namespace; setgroups(2) is denied in it for good.
     pub(crate) fn write(self, pid: libc::pid_t) -> io::Result<(u32, u32)> {
         let (uid, gid) = self.of(pid);
@@ -107,7 +112,6 @@ fn free_range(uid_map: &str) -> Option<(u32, u32)> {
 
 /// Whether this process is in a user namespace other than the host's.
 fn in_user_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
-        map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)])
-    })
+    fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)]))
 }

@@ -19,7 +19,8 @@ use crate::sys::program::REPORT_OUTPUT;
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const FSCONFIG_SET_STRING: u64 = 1;
 const FSCONFIG_CMD_CREATE: u64 = 6;
-const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+/// Attributes of what the guest may write to.
+pub(crate) const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 const READ_ONLY: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
 
 /// A tree to bind, read-only.
@@ -63,9 +64,7 @@ impl Bind {
         let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
         DEVICES
             .iter()
-            .map(|name| {
-                Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged)
-            })
+            .map(|name| Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged))
             .collect()
     }
 
@@ -128,11 +127,7 @@ impl View {
     pub(crate) fn plan_binds(&self, plan: &mut Plan) {
         let private = libc::MS_REC | libc::MS_PRIVATE;
         let none = Arg::Value(0);
-        plan.call(
-            "make the mounts private",
-            libc::SYS_mount,
-            &[none, literal(c"/"), none, Arg::Value(private), none],
-        );
+        plan.call("make the mounts private", libc::SYS_mount, &[none, literal(c"/"), none, Arg::Value(private), none]);
         // proc first: the kernel allows it only where another proc is in full view. Kept for later in a register.
         // The new root goes over /proc, the one folder that is surely there.
         self.root.plan(plan, OsStr::new("/proc"));
@@ -224,7 +219,7 @@ pub(crate) fn attach_proc(plan: &mut Plan, proc: Register) {
 }
 
 /// Mounts a tmpfs of at most `bytes` and `inodes` at `target`.
-fn tmpfs(plan: &mut Plan, target: &'static str, bytes: u64, inodes: u64, mode: &str, attributes: u64) {
+pub(crate) fn tmpfs(plan: &mut Plan, target: &'static str, bytes: u64, inodes: u64, mode: &str, attributes: u64) {
     let context = plan.open("open a tmpfs", libc::SYS_fsopen, &[literal(c"tmpfs"), Arg::Value(1)]);
     configure(plan, "limit the tmpfs's size", context, "size", &bytes.to_string());
     configure(plan, "limit the tmpfs's inodes", context, "nr_inodes", &inodes.to_string());

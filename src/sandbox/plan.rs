@@ -50,14 +50,21 @@ pub(crate) struct Plan {
 
 /// Why a plan cannot be carried out.
 #[derive(Debug, thiserror::Error)]
-#[error("the set-up of this run takes {bytes} bytes, {MAX_PROGRAM} are allowed: pass fewer or shorter arguments, variables and inputs")]
+#[error(
+    "the set-up of this run takes {bytes} bytes, {MAX_PROGRAM} are allowed: pass fewer or shorter arguments, variables and inputs"
+)]
 pub struct TooLong {
     bytes: usize,
 }
 
 impl Plan {
     pub(crate) fn new() -> Self {
-        Self { ops: Vec::with_capacity(192), steps: Vec::with_capacity(192), data: Vec::with_capacity(16384), ..Self::default() }
+        Self {
+            ops: Vec::with_capacity(192),
+            steps: Vec::with_capacity(192),
+            data: Vec::with_capacity(16384),
+            ..Self::default()
+        }
     }
 
     /// Plans a call whose result is not needed.
@@ -77,12 +84,7 @@ impl Plan {
     }
 
     /// Plans a call that returns a descriptor.
-    pub(crate) fn open(
-        &mut self,
-        step: impl Into<Cow<'static, str>>,
-        nr: libc::c_long,
-        args: &[Arg<'_>],
-    ) -> Register {
+    pub(crate) fn open(&mut self, step: impl Into<Cow<'static, str>>, nr: libc::c_long, args: &[Arg<'_>]) -> Register {
         let register = self.registers;
         // Registers are few because descriptors are closed at once; the oldest are free again by then.
         self.registers = (register + 1) % REGISTERS as u8;

@@ -127,4 +127,3 @@ pub struct Watch<'a> {
     /// Ends the run.
     pub cancel: Option<Cancel>,
 }
-

@@ -125,18 +125,25 @@ fn array_bytes_are_the_same_as_in_numpy() {
 
 #[test]
 fn arrays_of_time_and_complex_numbers_keep_their_type() {
-    let units = "Y M W D h m s ms us ns".split(' ').map(|unit| format!("np.array(['2024-02-29', 'NaT'], 'M8[{unit}]')"));
+    let units =
+        "Y M W D h m s ms us ns".split(' ').map(|unit| format!("np.array(['2024-02-29', 'NaT'], 'M8[{unit}]')"));
     let source = format!(
         "a = [{}]\nresult = a\nprint(json.dumps([[None if np.isnat(v) else str(v) for v in x] for x in a]))",
         units.collect::<Vec<_>>().join(", ")
     );
     equals_what_is_printed(&source);
-    let source = "result = [np.array([1 + 2j]), np.array([90061, -1], 'm8[s]'), np.array([5], 'M8[15m]'), np.datetime64('NaT')]";
+    let source =
+        "result = [np.array([1 + 2j]), np.array([90061, -1], 'm8[s]'), np.array([5], 'M8[15m]'), np.datetime64('NaT')]";
     let Some(document) = collect(source) else { return };
     let Some(Value::List(items)) = &document.result else { panic!("not a list") };
-    let dtypes: Vec<_> =
-        items.iter().filter_map(|item| if let Value::Array(array) = item { Some(array.dtype()) } else { None }).collect();
-    assert_eq!(dtypes, [DType::Complex(16), DType::Timedelta(TimeUnit::Second, 1), DType::Datetime(TimeUnit::Minute, 15)]);
+    let dtypes: Vec<_> = items
+        .iter()
+        .filter_map(|item| if let Value::Array(array) = item { Some(array.dtype()) } else { None })
+        .collect();
+    assert_eq!(
+        dtypes,
+        [DType::Complex(16), DType::Timedelta(TimeUnit::Second, 1), DType::Datetime(TimeUnit::Minute, 15)]
+    );
     let expected = json!([[[1.0, 2.0]], ["P1DT3661S", "-P0DT1S"], ["1970-01-01T01:15"], null]);
     assert_eq!(document.result.unwrap().to_json(&mut Vec::new()), expected);
 }

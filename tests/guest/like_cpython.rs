@@ -69,7 +69,10 @@ const SCRIPTS: &[(&str, &str)] = &[
 /// Scripts that need Python 3.11.
 const SINCE_3_11: &[(&str, &str)] = &[
     ("group", "try:\n    1 / 0\nexcept Exception as e:\n    raise ExceptionGroup('g', [e, ValueError('v')])\n"),
-    ("group star", "try:\n    raise ExceptionGroup('g', [ValueError(1)])\nexcept* ValueError:\n    raise KeyError(2)\n"),
+    (
+        "group star",
+        "try:\n    raise ExceptionGroup('g', [ValueError(1)])\nexcept* ValueError:\n    raise KeyError(2)\n",
+    ),
     ("added note", "e = ValueError('v'); e.add_note('look here'); raise e"),
 ];
 
@@ -105,6 +108,7 @@ fn scripts_end_as_under_cpython() {
 
 /// The runner's own frames count towards the recursion limit, so the last repetitions of a recursion do not fit.
 fn without_counts(stderr: &str) -> String {
-    let lines = stderr.lines().map(|line| if line.contains("[Previous line repeated ") { "  [repeated]" } else { line });
+    let lines =
+        stderr.lines().map(|line| if line.contains("[Previous line repeated ") { "  [repeated]" } else { line });
     lines.collect::<Vec<_>>().join("\n")
 }
