@@ -24,10 +24,10 @@ mod supervise;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ::caps::{CapSet, Capability, has_cap};
 use nix::sys::socket::{MsgFlags, send};
 
 use crate::check::{self, Policy};
@@ -181,7 +181,7 @@ impl Sandbox {
             init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
             this: this.map_err(failed("open a pidfd of this process"))?,
             runner,
-            privileged: has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false),
+            privileged: mounts::may_clone(),
             landlock: landlock::abi(),
             image,
             config,
@@ -220,7 +220,7 @@ impl Sandbox {
         let mut account = Account::begin(self);
         let setup_deadline = Instant::now() + self.config.limits.setup_timeout;
         let Script { name: shown, source, args, inputs, stdin, artifacts } = script;
-        let view = self.view(&inputs, artifacts.is_some())?;
+        let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
         let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
         let cgroup = self.cgroup()?;
         let entry =
@@ -257,7 +257,8 @@ impl Sandbox {
         if let Some(cgroup) = &cgroup {
             supervisor.oom = cgroup.oom_event().map_err(failed("watch for the end of memory"))?;
         }
-        account.host_ids = self.ids.write(pid).map_err(failed("map the guest's user"))?;
+        let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
+        idmap::write_maps(pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;
 
         let file = guest::script_path(&shown);
         let command = guest::Command {
@@ -301,7 +302,7 @@ impl Sandbox {
     }
 
     /// The guest's file system, with every source opened.
-    fn view(&self, inputs: &[(String, PathBuf)], output: bool) -> Result<View, Error> {
+    fn view(&self, inputs: &[(String, PathBuf)], output: bool, guest: (u32, u32)) -> Result<View, Error> {
         let mut view = image_view(&self.image, &self.config.limits, self.privileged)?;
         view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"), self.privileged)?);
         view.output = output.then_some(self.config.limits.artifacts);
@@ -309,16 +310,31 @@ impl Sandbox {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
             }
-            let failed = |source| Error::Input { name: name.clone(), path: path.clone(), source };
-            let real = path.canonicalize().map_err(failed)?;
-            let kind = std::fs::metadata(&real).map_err(failed)?.file_type();
-            if !kind.is_dir() && !kind.is_file() {
-                return Err(failed(io::Error::other("an input is a regular file or a folder")));
-            }
-            let target = Path::new("/input").join(name);
-            view.inputs.push((Bind::new(&real, &target, self.privileged).map_err(failed)?, kind.is_dir()));
+            let input = self.input(name, path, guest).map_err(|source| Error::Input {
+                name: name.clone(),
+                path: path.clone(),
+                source,
+            })?;
+            view.inputs.push(input);
         }
         Ok(view)
+    }
+
+    /// A file or folder of the caller's, bound under /input; and whether it is a folder.
+    fn input(&self, name: &str, path: &Path, guest: (u32, u32)) -> io::Result<(Bind, bool)> {
+        let real = path.canonicalize()?;
+        let metadata = std::fs::metadata(&real)?;
+        if !metadata.is_dir() && !metadata.is_file() {
+            return Err(io::Error::other("an input is a regular file or a folder"));
+        }
+        let bind = Bind::new(&real, &Path::new("/input").join(name), self.privileged)?;
+        // What only its owner may read must be readable for the guest, who is somebody else when the caller is root.
+        let private = metadata.is_dir() || metadata.mode() & 0o004 == 0;
+        if private && self.privileged && matches!(self.ids, HostIds::Free { .. }) {
+            let owner = (metadata.uid(), metadata.gid());
+            bind.map_ids(&idmap::mount_namespace(self.init.as_fd(), owner, guest)?)?;
+        }
+        Ok((bind, metadata.is_dir()))
     }
 
     fn cgroup(&self) -> Result<Option<Cgroup>, Error> {

@@ -25,7 +25,7 @@ pub struct Policy {
     pub(super) strings: Words,
     pub(super) io: Io,
     pub(super) dispatch: Words,
-    pub(super) expressions: Words,
+    pub(super) expressions: Paths,
 }
 
 /// Bounds of what is parsed at all.
@@ -65,6 +65,7 @@ pub(super) struct Dunders {
 pub(super) struct Io {
     pub(super) readers: Paths,
     pub(super) writers: Paths,
+    pub(super) path_second: Words,
     pub(super) read_roots: Vec<String>,
     pub(super) write_roots: Vec<String>,
     pub(super) path_arguments: Words,
@@ -96,6 +97,11 @@ impl Paths {
     pub(super) fn covers(&self, path: &str) -> bool {
         let below = path.match_indices('.').any(|(dot, _)| self.exact.contains(&path[..dot]));
         below || self.exact.contains(path) || self.prefixes.iter().any(|prefix| path.starts_with(&**prefix))
+    }
+
+    /// Whether `path` is in the set, or ends in a method that is.
+    pub(super) fn names(&self, path: &str) -> bool {
+        self.covers(path) || path.rsplit('.').next().is_some_and(|name| self.exact.contains(name))
     }
 
     /// Whether the method `name` is in the set, whatever its object.

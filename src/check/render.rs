@@ -1,10 +1,8 @@
 //! Reports as text for people, JSON for programs and SARIF 2.1.0 for code hosts.
 
-use std::fmt::Write as _;
-
 use serde_json::{Value, json};
 
-use super::{Report, Rule};
+use super::{Finding, Report, Rule};
 
 const SARIF_SCHEMA: &str = "https://json.schemastore.org/sarif-2.1.0.json";
 
@@ -13,26 +11,23 @@ const SARIF_SCHEMA: &str = "https://json.schemastore.org/sarif-2.1.0.json";
 pub fn render_text(reports: &[Report]) -> String {
     let mut out = String::new();
     for report in reports {
-        for finding in &report.findings {
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                out,
-                "{}:{}:{} {} {}",
-                report.filename,
-                finding.line,
-                finding.column,
-                finding.rule.code(),
-                finding.message
-            );
-            if let Some(hint) = &finding.hint {
-                let _ = writeln!(out, "    {hint}");
+        let name = visible(&report.filename);
+        for Finding { rule, line, column, message, hint, .. } in &report.findings {
+            out += &format!("{name}:{line}:{column} {} {message}\n", rule.code());
+            if let Some(hint) = hint {
+                out += &format!("    {hint}\n");
             }
         }
         if report.truncated {
-            let _ = writeln!(out, "{}: further findings are left out", report.filename);
+            out += &format!("{name}: further findings are left out\n");
         }
     }
     out
+}
+
+/// A file name that cannot write to a terminal's controls.
+fn visible(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// A JSON array of reports.
@@ -98,7 +93,7 @@ fn uri(filename: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            let _ = write!(out, "%{byte:02X}");
+            out += &format!("%{byte:02X}");
         }
     }
     out

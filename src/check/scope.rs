@@ -50,7 +50,9 @@ pub(super) type Values = Vec<Value>;
 
 /// The text of an expression that can only be constant strings, all of them.
 pub(super) fn texts(values: &[Value]) -> Option<Vec<&str>> {
-    values.iter().map(|value| if let Value::Text(text) = value { Some(&**text) } else { None }).collect()
+    let texts: Option<Vec<&str>> =
+        values.iter().map(|value| if let Value::Text(text) = value { Some(&**text) } else { None }).collect();
+    texts.filter(|texts| !texts.is_empty())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +71,13 @@ pub(super) struct Scope<'a> {
     pub(super) names: HashMap<&'a str, Values>,
     /// Names declared `global` here.
     pub(super) globals: HashSet<&'a str>,
+    /// Names declared `nonlocal` here.
+    pub(super) nonlocals: HashSet<&'a str>,
 }
 
 impl Scope<'_> {
     pub(super) fn new(kind: Kind) -> Self {
-        Scope { kind, names: HashMap::new(), globals: HashSet::new() }
+        Scope { kind, names: HashMap::new(), globals: HashSet::new(), nonlocals: HashSet::new() }
     }
 }
 
@@ -230,6 +234,7 @@ fn text(value: &str) -> Value {
 fn union(mut left: Values, right: Values) -> Values {
     for value in right {
         if left.len() >= MEANINGS * MEANINGS {
+            left.push(Value::Other);
             break;
         }
         if !left.contains(&value) {
@@ -341,6 +346,11 @@ impl<'a> Visitor<'a> for Collector<'_, 'a, '_> {
             Stmt::Global(global) => {
                 if let Some(scope) = self.scopes.stack.last_mut() {
                     scope.globals.extend(global.names.iter().map(|name| name.as_str()));
+                }
+            }
+            Stmt::Nonlocal(nonlocal) => {
+                if let Some(scope) = self.scopes.stack.last_mut() {
+                    scope.nonlocals.extend(nonlocal.names.iter().map(|name| name.as_str()));
                 }
             }
             Stmt::Try(ast::StmtTry { handlers, .. }) => {

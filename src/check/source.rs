@@ -122,6 +122,7 @@ pub(super) fn measure(text: &str, limits: &Limits) -> Shape {
     let mut blocks = 0;
     // Tokens of all brackets but the innermost.
     let mut outer = 0;
+    let mut last = TokenKind::EndOfFile;
     loop {
         let kind = lexer.next_token();
         shape.tokens += 1;
@@ -134,6 +135,8 @@ pub(super) fn measure(text: &str, limits: &Limits) -> Shape {
             TokenKind::Dedent => blocks = usize::saturating_sub(blocks, 1),
             TokenKind::Newline | TokenKind::Semi if outermost => *bracket = Bracket::default(),
             TokenKind::NonLogicalNewline | TokenKind::Comment => bracket.tokens -= 1,
+            // Strings written side by side are one.
+            TokenKind::String if last == TokenKind::String => bracket.tokens -= 1,
             TokenKind::Lambda => bracket.lambdas += 1,
             TokenKind::Colon => bracket.lambdas = bracket.lambdas.saturating_sub(1),
             // The commas between a lambda's parameters finish nothing.
@@ -152,6 +155,9 @@ pub(super) fn measure(text: &str, limits: &Limits) -> Shape {
                 outer -= brackets.last().map_or(0, |parent| parent.tokens);
             }
             _ => {}
+        }
+        if !matches!(kind, TokenKind::NonLogicalNewline | TokenKind::Comment) {
+            last = kind;
         }
         let inner = brackets.last().map_or(0, |bracket| bracket.tokens);
         shape.depth = shape.depth.max(outer + inner + blocks);

@@ -1,23 +1,21 @@
 //! Refuses what CPython would not compile: the parser's own errors, and those that need scopes, which CPython finds in its
 //! symbol table and compiler (`return` outside a function, `nonlocal` in a module, `break` outside a loop ...).
 
-use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+mod context;
 
-use rustpython_ast::statement_visitor::{StatementVisitor, walk_stmt as walk_statement};
+use std::cell::RefCell;
+
 use rustpython_ast::token::TokenKind;
 use rustpython_ast::visitor::{self, Visitor};
-use rustpython_ast::{self as ast, Expr, ModModule, Parameters, PythonVersion, Stmt};
+use rustpython_ast::{self as ast, Expr, ModModule, Stmt};
 use rustpython_parser::Parsed;
-use rustpython_parser::semantic_errors::{
-    LazyImportContext, SemanticSyntaxChecker, SemanticSyntaxContext, SemanticSyntaxError,
-};
-use rustpython_text_size::{Ranged, TextRange};
+use rustpython_parser::semantic_errors::SemanticSyntaxChecker;
+use rustpython_text_size::Ranged;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Rule;
-use super::scope::Bindings;
 use super::source::RawFinding;
+use context::{Context, Kind, Scope};
 
 /// Findings after which the syntax of a source is looked at no further.
 const ENOUGH: usize = 100;
@@ -27,6 +25,9 @@ const TYPE_PARAMETERS: usize = 64;
 
 /// Statically nested blocks, as in CPython (`CO_MAXBLOCKS`).
 const BLOCKS: usize = 20;
+
+/// Format specifications in format specifications, as in CPython from 3.12 on.
+const FORMAT_SPECS: usize = 2;
 
 /// Every reason why CPython, or this check, would not take the source as Python.
 pub(super) fn errors(text: &str, parsed: &Parsed<ModModule>) -> Vec<RawFinding> {
@@ -44,6 +45,8 @@ pub(super) fn errors(text: &str, parsed: &Parsed<ModModule>) -> Vec<RawFinding> 
             scopes: vec![Scope::new(Kind::Module, None, parsed.suite())],
             findings: RefCell::new(findings),
         },
+        iterables: 0,
+        format_specs: 0,
     };
     checker.visit_body(parsed.suite());
     checker.context.findings.into_inner()
@@ -80,86 +83,13 @@ fn imports_future_annotations(body: &[Stmt]) -> bool {
     })
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Module,
-    Function { is_async: bool },
-    Class,
-    Lambda,
-    Comprehension { is_async: bool, is_generator: bool },
-}
-
-/// A scope that is being walked.
-struct Scope<'a> {
-    kind: Kind,
-    parameters: HashSet<&'a str>,
-    /// Names declared global, and where.
-    globals: HashMap<&'a str, TextRange>,
-    body: &'a [Stmt],
-    /// What a function binds, for the `nonlocal` of inner ones.
-    bindings: OnceCell<HashSet<&'a str>>,
-    /// Loops and other blocks around the statement at hand.
-    loops: usize,
-    blocks: usize,
-}
-
-impl<'a> Scope<'a> {
-    fn new(kind: Kind, parameters: Option<&'a Parameters>, body: &'a [Stmt]) -> Self {
-        let parameters =
-            parameters.map_or_else(HashSet::new, |all| all.iter().map(|one| one.name().as_str()).collect());
-        let mut globals = Globals(HashMap::new());
-        globals.visit_body(body);
-        Scope { kind, parameters, globals: globals.0, body, bindings: OnceCell::new(), loops: 0, blocks: 0 }
-    }
-
-    fn binds(&self, name: &str) -> bool {
-        self.parameters.contains(name)
-            || self.bindings.get_or_init(|| Bindings::names(self.body)).contains(name)
-                && !self.globals.contains_key(name)
-    }
-}
-
-/// The `global` declarations of one scope.
-struct Globals<'a>(HashMap<&'a str, TextRange>);
-
-impl<'a> StatementVisitor<'a> for Globals<'a> {
-    fn visit_stmt(&mut self, stmt: &'a Stmt) {
-        match stmt {
-            Stmt::Global(global) => {
-                for name in &global.names {
-                    self.0.entry(name.as_str()).or_insert(name.range);
-                }
-            }
-            Stmt::FunctionDef(_) | Stmt::ClassDef(_) => {}
-            _ => walk_statement(self, stmt),
-        }
-    }
-}
-
-struct Context<'a> {
-    text: &'a str,
-    future_annotations: bool,
-    scopes: Vec<Scope<'a>>,
-    findings: RefCell<Vec<RawFinding>>,
-}
-
-impl Context<'_> {
-    fn add(&self, range: TextRange, message: impl Into<String>) {
-        let mut findings = self.findings.borrow_mut();
-        if findings.len() < ENOUGH {
-            findings.push(RawFinding::new(Rule::Syntax, range, message));
-        }
-    }
-
-    /// The scope that decides what a statement or expression may do, and those around it.
-    fn inner_to_outer(&self) -> impl Iterator<Item = Kind> {
-        self.scopes.iter().rev().map(|scope| scope.kind)
-    }
-}
-
 struct Checker<'a> {
     semantic: SemanticSyntaxChecker,
     context: Context<'a>,
+    /// Iterables of comprehensions around the expression at hand.
+    iterables: usize,
+    /// Format specifications around it.
+    format_specs: usize,
 }
 
 impl<'a> Checker<'a> {
@@ -207,8 +137,11 @@ impl<'a> Checker<'a> {
         elements: &[&'a Expr],
     ) {
         let Some((first, rest)) = generators.split_first() else { return };
+        for element in elements.iter().filter(|element| element.is_starred_expr()) {
+            self.context.add(element.range(), "iterable unpacking cannot be used in a comprehension");
+        }
         // The first iterable is evaluated outside.
-        self.visit_expr(&first.iter);
+        self.visit_iterable(&first.iter);
         let is_async = generators.iter().any(|generator| generator.is_async);
         self.within(Scope::new(Kind::Comprehension { is_async, is_generator }, None, &[]), |checker| {
             checker.visit_expr(&first.target);
@@ -219,12 +152,87 @@ impl<'a> Checker<'a> {
     }
 }
 
+impl<'a> Checker<'a> {
+    fn visit_groups(&mut self, handlers: &'a [ast::ExceptHandler]) {
+        let outside = self.context.scopes.last_mut().map(|scope| scope.loops_outside_group.replace(scope.loops));
+        handlers.iter().for_each(|handler| self.visit_except_handler(handler));
+        if let (Some(scope), Some(outside)) = (self.context.scopes.last_mut(), outside) {
+            scope.loops_outside_group = outside;
+        }
+    }
+
+    fn visit_iterable(&mut self, iterable: &'a Expr) {
+        self.iterables += 1;
+        self.visit_expr(iterable);
+        self.iterables -= 1;
+    }
+
+    /// What the parser's own checks leave out, for one statement.
+    fn check_stmt(&self, stmt: &'a Stmt) {
+        let context = &self.context;
+        let scope = context.scopes.last();
+        let leaves_group = |within: bool| scope.is_some_and(|scope| scope.loops_outside_group.is_some() && within);
+        let same_loops = scope.is_some_and(|scope| scope.loops_outside_group == Some(scope.loops));
+        match stmt {
+            Stmt::Break(_) | Stmt::Continue(_) | Stmt::Return(_)
+                if leaves_group(same_loops || stmt.is_return_stmt()) =>
+            {
+                context.add(stmt.range(), "'break', 'continue' and 'return' cannot appear in an 'except*' block");
+            }
+            Stmt::Try(ast::StmtTry { handlers, .. }) => {
+                for handler in handlers.iter().rev().skip(1) {
+                    let ast::ExceptHandler::ExceptHandler(handler) = handler;
+                    if handler.type_.is_none() {
+                        context.add(handler.range, "default 'except:' must be last");
+                    }
+                }
+            }
+            Stmt::ImportFrom(import)
+                if context.text[import.range].ends_with(')') && import.names.iter().any(|alias| &alias.name == "*") =>
+            {
+                context.add(import.range, "star import in parentheses");
+            }
+            Stmt::AnnAssign(ast::StmtAnnAssign { target, .. }) => {
+                let nonlocal = target
+                    .as_name_expr()
+                    .filter(|name| scope.is_some_and(|scope| scope.nonlocals.contains(name.id.as_str())));
+                if let Some(name) = nonlocal {
+                    context.add(name.range, format!("annotated name '{}' can't be nonlocal", name.id));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What the parser's own checks leave out, for one expression.
+    fn check_expr(&self, expr: &'a Expr) {
+        let context = &self.context;
+        match expr {
+            Expr::Attribute(attribute) if &attribute.attr == "__debug__" && !attribute.ctx.is_load() => {
+                context.add(attribute.range, "cannot assign to __debug__");
+            }
+            Expr::Named(named) => {
+                if self.iterables > 0 {
+                    context.add(named.range, "assignment expression in the iterable of a comprehension");
+                }
+                let mut outer = context.inner_to_outer().skip_while(|kind| matches!(kind, Kind::Comprehension { .. }));
+                let in_comprehension = matches!(context.inner_to_outer().next(), Some(Kind::Comprehension { .. }));
+                if in_comprehension && outer.next() == Some(Kind::Class) {
+                    context.add(named.range, "assignment expression in a comprehension of a class body");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 impl<'a> Visitor<'a> for Checker<'a> {
     fn visit_stmt(&mut self, stmt: &'a Stmt) {
         if !self.type_parameters_bounded(stmt) {
             return;
         }
         self.semantic.visit_stmt(stmt, &self.context);
+        self.check_stmt(stmt);
         match stmt {
             Stmt::FunctionDef(def) => {
                 def.decorator_list.iter().for_each(|decorator| self.visit_decorator(decorator));
@@ -253,6 +261,14 @@ impl<'a> Visitor<'a> for Checker<'a> {
                 self.in_block(stmt, true, |checker| checker.visit_body(body));
                 self.visit_body(orelse);
             }
+            Stmt::Try(ast::StmtTry { body, handlers, orelse, finalbody, is_star: true, .. }) => {
+                self.in_block(stmt, false, |checker| {
+                    checker.visit_body(body);
+                    checker.visit_groups(handlers);
+                    checker.visit_body(orelse);
+                    checker.visit_body(finalbody);
+                });
+            }
             Stmt::With(_) | Stmt::Try(_) => {
                 self.in_block(stmt, false, |checker| visitor::walk_stmt(checker, stmt));
             }
@@ -262,6 +278,7 @@ impl<'a> Visitor<'a> for Checker<'a> {
 
     fn visit_expr(&mut self, expr: &'a Expr) {
         self.semantic.visit_expr(expr, &self.context);
+        self.check_expr(expr);
         match expr {
             Expr::Lambda(lambda) => {
                 lambda.parameters.iter().for_each(|parameters| self.visit_parameters(parameters));
@@ -277,87 +294,41 @@ impl<'a> Visitor<'a> for Checker<'a> {
             _ => visitor::walk_expr(self, expr),
         }
     }
-}
 
-impl SemanticSyntaxContext for Context<'_> {
-    fn future_annotations_or_stub(&self) -> bool {
-        self.future_annotations
+    fn visit_keyword(&mut self, keyword: &'a ast::Keyword) {
+        if keyword.arg.as_deref() == Some("__debug__") {
+            self.context.add(keyword.range, "cannot assign to __debug__");
+        }
+        visitor::walk_keyword(self, keyword);
     }
 
-    fn lazy_import_context(&self) -> Option<LazyImportContext> {
-        // CPython below 3.15 refuses every lazy import, and the rules treat it as an import.
-        None
+    fn visit_interpolated_string_element(&mut self, element: &'a ast::InterpolatedStringElement) {
+        let ast::InterpolatedStringElement::Interpolation(interpolation) = element else { return };
+        if interpolation.expression.is_starred_expr() {
+            self.context.add(interpolation.range, "cannot use a starred expression here");
+        }
+        self.visit_expr(&interpolation.expression);
+        let Some(spec) = &interpolation.format_spec else { return };
+        self.format_specs += 1;
+        if self.format_specs > FORMAT_SPECS {
+            self.context.add(spec.range, "f-string: expressions nested too deeply");
+        }
+        spec.elements.iter().for_each(|element| self.visit_interpolated_string_element(element));
+        self.format_specs -= 1;
     }
 
-    fn python_version(&self) -> PythonVersion {
-        // The most lenient of those served: the guest's own compiler has the last word.
-        PythonVersion::PY313
-    }
-
-    fn source(&self) -> &str {
-        self.text
-    }
-
-    fn global(&self, name: &str) -> Option<TextRange> {
-        self.scopes.last()?.globals.get(name).copied()
-    }
-
-    fn has_nonlocal_binding(&self, name: &str) -> bool {
-        let Some((_, outer)) = self.scopes.split_last() else { return false };
-        outer.iter().rev().any(|scope| matches!(scope.kind, Kind::Function { .. } | Kind::Lambda) && scope.binds(name))
-    }
-
-    fn in_async_context(&self) -> bool {
-        let mut kinds = self.inner_to_outer();
-        kinds.find_map(|kind| match kind {
-            Kind::Function { is_async } => Some(is_async),
-            Kind::Module | Kind::Class | Kind::Lambda => Some(false),
-            Kind::Comprehension { .. } => None,
-        }) == Some(true)
-    }
-
-    fn in_await_allowed_context(&self) -> bool {
-        let mut kinds = self.inner_to_outer();
-        kinds.find_map(|kind| match kind {
-            Kind::Function { .. } | Kind::Lambda => Some(true),
-            Kind::Module | Kind::Class => Some(false),
-            Kind::Comprehension { .. } => None,
-        }) == Some(true)
-    }
-
-    fn in_yield_allowed_context(&self) -> bool {
-        matches!(self.scopes.last().map(|scope| scope.kind), Some(Kind::Function { .. } | Kind::Lambda))
-    }
-
-    fn in_sync_comprehension(&self) -> bool {
-        self.inner_to_outer().any(|kind| matches!(kind, Kind::Comprehension { is_async: false, is_generator: false }))
-    }
-
-    fn in_module_scope(&self) -> bool {
-        self.scopes.len() == 1
-    }
-
-    fn in_function_scope(&self) -> bool {
-        matches!(self.scopes.last().map(|scope| scope.kind), Some(Kind::Function { .. }))
-    }
-
-    fn in_generator_context(&self) -> bool {
-        self.inner_to_outer().any(|kind| matches!(kind, Kind::Comprehension { is_generator: true, .. }))
-    }
-
-    fn in_notebook(&self) -> bool {
-        false
-    }
-
-    fn report_semantic_error(&self, error: SemanticSyntaxError) {
-        self.add(error.range, error.to_string());
-    }
-
-    fn in_loop_context(&self) -> bool {
-        self.scopes.last().is_some_and(|scope| scope.loops > 0)
-    }
-
-    fn is_bound_parameter(&self, name: &str) -> bool {
-        self.scopes.last().is_some_and(|scope| scope.parameters.contains(name))
+    fn visit_pattern(&mut self, pattern: &'a ast::Pattern) {
+        match pattern {
+            ast::Pattern::MatchSequence(sequence) => {
+                for extra in sequence.patterns.iter().filter(|pattern| pattern.is_match_star()).skip(1) {
+                    self.context.add(extra.range(), "multiple starred expressions in a sequence pattern");
+                }
+            }
+            ast::Pattern::MatchAs(ast::PatternMatchAs { pattern: Some(_), name: Some(name), .. }) if name == "_" => {
+                self.context.add(name.range, "cannot use '_' as a target");
+            }
+            _ => {}
+        }
+        visitor::walk_pattern(self, pattern);
     }
 }

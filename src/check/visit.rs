@@ -30,10 +30,17 @@ pub(super) fn findings(body: &[Stmt], policy: &Policy) -> Vec<RawFinding> {
 struct Rules<'a, 'p> {
     policy: &'p Policy,
     scopes: Scopes<'a, 'p>,
-    /// Names of builtins that surely stand for something else here (`true`) or may still be the builtin (`false`); the
-    /// last entry of a name counts.
-    shadows: Vec<(&'a str, bool)>,
+    /// What is known of names that are also builtins; the last entry of a name counts.
+    shadows: Vec<Shadow<'a>>,
     findings: Vec<RawFinding>,
+}
+
+/// Whether a name that is also a builtin surely stands for something else.
+struct Shadow<'a> {
+    name: &'a str,
+    bound: bool,
+    /// Index of the scope that says so: inner functions do not see what a class body binds.
+    scope: usize,
 }
 
 impl<'a> Rules<'a, '_> {
@@ -64,7 +71,9 @@ impl<'a> Rules<'a, '_> {
             // A function's names are its own throughout. A class body looks up a name that it has not bound yet outside of
             // all functions; a module, among the builtins.
             let bound = scope.names.keys().copied().filter(|name| self.policy.builtins.contains(name));
-            self.shadows.extend(bound.map(|name| (name, kind == Kind::Function)));
+            let at = self.scopes.stack.len() - 1;
+            let is_function = kind == Kind::Function;
+            self.shadows.extend(bound.map(|name| Shadow { name, bound: is_function, scope: at }));
         }
         walk(self);
         self.shadows.truncate(shadows);
@@ -86,13 +95,16 @@ impl<'a> Rules<'a, '_> {
     fn shadow(&mut self, name: &'a str) {
         let declared_elsewhere = self.scopes.stack.last().is_some_and(|scope| scope.globals.contains(name));
         if self.policy.builtins.contains(name) && !declared_elsewhere {
-            self.shadows.push((name, true));
+            self.shadows.push(Shadow { name, bound: true, scope: self.scopes.stack.len() - 1 });
         }
     }
 
     /// Whether `name` surely is not the builtin.
     fn is_shadowed(&self, name: &str) -> bool {
-        self.shadows.iter().rev().find(|(shadow, _)| *shadow == name).is_some_and(|(_, bound)| *bound)
+        let innermost = self.scopes.stack.len() - 1;
+        let seen = |scope: usize| scope == innermost || self.scopes.stack[scope].kind != Kind::Class;
+        let last = self.shadows.iter().rev().find(|shadow| shadow.name == name && seen(shadow.scope));
+        last.is_some_and(|shadow| shadow.bound)
     }
 
     /// Walks an expression of which only the truth or identity is used: a module may stand there.
@@ -152,15 +164,24 @@ impl<'a> Rules<'a, '_> {
         }
     }
 
-    /// Whether the scopes know that `target` may stand for the modules among `values`.
+    /// Whether the scopes know that `target` may stand for the modules and members among `values`, wherever it is used.
     fn is_followed(&self, target: &Expr, values: &Values) -> bool {
-        let Expr::Name(target) = target else { return false };
-        let Some(scope) = self.scopes.stack.last() else { return false };
-        let known = scope.names.get(target.id.as_str());
-        values
-            .iter()
-            .filter(|value| value.path().is_some())
-            .all(|value| known.is_some_and(|known| known.contains(value)))
+        let (Expr::Name(target), Some(scope)) = (target, self.scopes.stack.last()) else { return false };
+        let name = target.id.as_str();
+        let known = scope.names.get(name);
+        !self.leaves_scope(name)
+            && values
+                .iter()
+                .filter(|value| value.path().is_some())
+                .all(|value| known.is_some_and(|known| known.contains(value)))
+    }
+
+    /// Whether what is bound to `name` here is seen where the scopes do not follow it: as an attribute of a class, or as a
+    /// name of another scope.
+    fn leaves_scope(&self, name: &str) -> bool {
+        self.scopes.stack.last().is_some_and(|scope| {
+            scope.kind == Kind::Class || scope.nonlocals.contains(name) || scope.globals.contains(name)
+        })
     }
 
     fn visit_documentation(&mut self, stmt: &'a Stmt) -> bool {
@@ -273,7 +294,8 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
                 self.judge_folded(expr);
                 self.visit_operands(expr);
             }
-            Expr::Compare(compare) => {
+            // Any other comparison calls methods of the script with the module.
+            Expr::Compare(compare) if compare.ops.iter().all(|op| matches!(op, ast::CmpOp::Is | ast::CmpOp::IsNot)) => {
                 self.visit_test(&compare.left);
                 compare.comparators.iter().for_each(|value| self.visit_test(value));
             }
@@ -284,8 +306,12 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
                 self.visit_expr(orelse);
             }
             Expr::Named(named) => {
-                // The scopes follow it as they follow an assignment.
-                self.visit_test(&named.value);
+                // Where the scopes follow it as they follow an assignment, it is an alias.
+                let values = self.scopes.eval(&named.value);
+                match &*named.value {
+                    Expr::Name(name) if self.is_followed(&named.target, &values) => self.judge_name(name, false),
+                    _ => self.visit_expr(&named.value),
+                }
                 self.visit_expr(&named.target);
             }
             Expr::Lambda(lambda) => {
@@ -303,6 +329,11 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
             }
             _ => visitor::walk_expr(self, expr),
         }
+    }
+
+    fn visit_annotation(&mut self, annotation: &'a Expr) {
+        self.judge_annotation(annotation);
+        visitor::walk_annotation(self, annotation);
     }
 
     fn visit_parameter(&mut self, parameter: &'a ast::Parameter) {

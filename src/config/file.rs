@@ -72,7 +72,9 @@ impl File<'_> {
         let section = Section { file: self, written: String::new(), prefix: "" };
         section.deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|error| {
             let at = error.location().map_or((1, 1), |at| (at.line(), at.column()));
-            (at, error.to_string())
+            let message = error.to_string();
+            let place = format!(" at line {} column {}", at.0, at.1);
+            (at, message.strip_suffix(&place).unwrap_or(&message).to_owned())
         })
     }
 
@@ -245,7 +247,8 @@ pub(super) fn hint(path: &str) -> String {
 /// The key that was meant: the one most like it, or the one of that name in another section.
 pub(super) fn near(path: &str) -> Option<&'static str> {
     let name = path.rsplit('.').next().unwrap_or(path);
-    let paths = || KEYS.iter().map(|key| key.path);
+    let sections = || SECTIONS.iter().map(|section| section.trim_end_matches('.'));
+    let paths = || KEYS.iter().map(|key| key.path).chain(sections());
     let named = || paths().map(|path| path.rsplit('.').next().unwrap_or(path));
     let same = |near: &str| paths().find(|path| path.rsplit('.').next() == Some(near));
     nearest(path, paths()).or_else(|| nearest(name, named()).and_then(same))
@@ -315,6 +318,15 @@ macro_rules! visit_raw {
 
         fn visit_u64<E: de::Error>(self, number: u64) -> Result<$value, E> {
             $take(self, Raw::Int(number.into()))
+        }
+
+        fn visit_i128<E: de::Error>(self, number: i128) -> Result<$value, E> {
+            $take(self, Raw::Int(number))
+        }
+
+        fn visit_u128<E: de::Error>(self, number: u128) -> Result<$value, E> {
+            // Above every range, as it was.
+            $take(self, Raw::Int(i128::try_from(number).unwrap_or(i128::MAX)))
         }
 
         fn visit_f64<E: de::Error>(self, number: f64) -> Result<$value, E> {

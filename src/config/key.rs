@@ -2,7 +2,7 @@
 //!
 //! One table serves the file, the environment, the flags and `nsbox config show`, so none of them can differ.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
@@ -108,9 +108,9 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("image", IMAGE, |c, v| set(&mut c.image, v.name_or_path()), |c| json!(whole(&c.image))),
     Key::new(
         "python",
-        "the path of an interpreter, such as `/usr/bin/python3.12`, or `none`",
-        |c, v| set(&mut c.python, v.or_none(Input::path)),
-        |c| place(c.python.as_deref()),
+        "an interpreter, such as `/usr/bin/python3.12` or `python3.12`, or `none`",
+        |c, v| set(&mut c.python, v.or_none(|v| v.name_or_path().map(PathBuf::from))),
+        |c| json!(c.python.as_ref().map(|python| whole(&python.to_string_lossy()))),
     ),
     Key::new("check", FLAG, |c, v| set(&mut c.check, v.flag()), |c| json!(c.check)),
     Key::new(

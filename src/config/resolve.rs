@@ -18,6 +18,9 @@ use crate::outcome::{Backend, Verdict};
 /// The variable that names the configuration file where no flag does.
 const FILE_VARIABLE: &str = "NSBOX_CONFIG";
 
+/// Variables that are no key's: of this module, and of the image store.
+const NO_KEYS: [&str; 2] = [FILE_VARIABLE, "NSBOX_STORE"];
+
 /// What the variables of keys start with: `limits.memory` is `NSBOX_LIMITS_MEMORY`.
 const PREFIX: &str = "NSBOX_";
 
@@ -99,7 +102,8 @@ impl Resolver {
 
     /// Takes an environment, such as [`std::env::vars_os`]: for `NSBOX_CONFIG` (empty is unset), for the keys
     /// (`NSBOX_LIMITS_MEMORY` is `limits.memory`), and for `${NAME:default}` in the file. Further names that start with
-    /// `NSBOX_` are refused, so that a misspelt limit is not a missing one; `NSBOX_TEST_` is the test suites' own.
+    /// `NSBOX_` are refused, so that a misspelt limit is not a missing one, but for `NSBOX_STORE`, the image store's, and
+    /// `NSBOX_TEST_`, the test suites'.
     #[must_use]
     pub fn env<N: Into<OsString>, V: Into<OsString>>(mut self, vars: impl IntoIterator<Item = (N, V)>) -> Self {
         self.env.extend(vars.into_iter().map(|(name, value)| (name.into(), value.into())));
@@ -263,7 +267,7 @@ fn apply(config: &mut Config, path: &str, text: &OsStr, at: &Origin) -> Result<&
 
 /// Whether a variable is one that sets a key, or was meant to.
 fn is_ours(name: &str) -> bool {
-    name.starts_with(PREFIX) && name != FILE_VARIABLE && !name.starts_with("NSBOX_TEST_")
+    name.starts_with(PREFIX) && !NO_KEYS.contains(&name) && !name.starts_with("NSBOX_TEST_")
 }
 
 /// The variable that sets a key: `NSBOX_LIMITS_MEMORY` for `limits.memory`.

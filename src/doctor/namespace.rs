@@ -12,7 +12,6 @@ const NO_NAMESPACE: &str = "it takes a user namespace";
 /// The finding where not even the probes could be prepared: the guest's user or the seccomp profile.
 pub(super) fn unprepared(error: &Error) -> Layer {
     let (layer, knob) = match error {
-        Error::UserMap(_) => ("user_map", "run nsbox as an ordinary user, or grant CAP_SETUID and CAP_SETGID"),
         Error::Seccomp(_) => ("seccomp", "another --seccomp profile: default, strict or the path of a valid one"),
         _ => ("user_namespace", "Linux 5.12 or newer, and free descriptors (ulimit -n)"),
     };
@@ -24,6 +23,7 @@ pub(super) fn examine(prober: &Prober<'_>, image: Option<&Image>, host: &Host) -
     let tried = "cloning init into one and becoming the guest's user in it";
     let seen = match prober.user() {
         Ok(seen) => seen,
+        Err(error @ Error::UserMap(_)) => return no_user_map(tried, &error),
         Err(error) => return no_user_namespace(tried, &error, host),
     };
     let most = host.max_user_namespaces.map_or(String::new(), |most| format!(", of {most} (user.max_user_namespaces)"));
@@ -71,12 +71,26 @@ pub(super) fn examine(prober: &Prober<'_>, image: Option<&Image>, host: &Host) -
 fn no_user_namespace(tried: &str, error: &Error, host: &Host) -> Vec<Layer> {
     let knobs = knob::namespace("user", knob::errno(error), host);
     let mut layers = vec![Layer::refused("user_namespace", tried, chain(error), knobs)];
-    let walls = ["user_map", "tmpfs", "procfs", "root", "capabilities", "seccomp"];
-    let namespaces = Namespace::ALL.map(layer_of);
-    layers.extend(namespaces.into_iter().chain(walls).map(|layer| Layer::untried(layer, NO_NAMESPACE)));
-    let others = ["landlock", "memfd_noexec", "rlimits", "clone3"];
-    layers.extend(others.map(|layer| Layer::untried(layer, NO_NAMESPACE).optional()));
+    layers.push(Layer::untried("user_map", NO_NAMESPACE));
+    layers.extend(untried(NO_NAMESPACE));
     layers
+}
+
+/// The guest could only be root of the host.
+fn no_user_map(tried: &str, error: &Error) -> Vec<Layer> {
+    let knobs = vec!["run nsbox as an ordinary user, or grant it CAP_SETUID and CAP_SETGID of the host".to_owned()];
+    let mut layers = vec![Layer::allowed("user_namespace", tried, "made one, but the guest cannot be anybody in it")];
+    layers.push(Layer::refused("user_map", "looking for an id that owns nothing", chain(error), knobs));
+    layers.extend(untried("it takes a user map"));
+    layers
+}
+
+/// The layers that come after the user map.
+fn untried(why: &str) -> impl Iterator<Item = Layer> {
+    let walls = ["tmpfs", "procfs", "root", "capabilities", "seccomp"];
+    let walls = Namespace::ALL.map(layer_of).into_iter().chain(walls).map(move |layer| Layer::untried(layer, why));
+    let others = ["landlock", "memfd_noexec", "rlimits", "clone3"];
+    walls.chain(others.map(move |layer| Layer::untried(layer, why).optional()))
 }
 
 fn layer_of(kind: Namespace) -> &'static str {
@@ -99,17 +113,7 @@ fn namespace(prober: &Prober<'_>, kind: Namespace, host: &Host) -> Layer {
 fn user_map(seen: Seen) -> Layer {
     let (uid, gid) = seen.host_ids;
     let found = format!("the guest's 1000 is uid {uid} and gid {gid} out here");
-    let layer = Layer::allowed("user_map", "writing uid_map and gid_map, with setgroups denied", found);
-    if uid != 0 {
-        return layer;
-    }
-    // Root of this user namespace may be the host's root: from in here nobody can tell.
-    Layer {
-        status: Status::Degraded,
-        found: format!("{}: root of this user namespace, which may be root of the host", layer.found),
-        knobs: vec!["start nsbox as an ordinary user, outside this user namespace, or in one of 65,536 ids".to_owned()],
-        ..layer
-    }
+    Layer::allowed("user_map", "writing uid_map and gid_map, with setgroups denied", found)
 }
 
 fn mount(layer: &'static str, tried: &str, result: Result<Seen, Error>, host: &Host) -> Layer {

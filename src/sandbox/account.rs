@@ -46,7 +46,7 @@ impl<'a> Account<'a> {
             begun: Instant::now(),
             enforced: Enforced::default(),
             rlimits: rlimits::of(&sandbox.config.limits),
-            host_ids: (0, 0),
+            host_ids: sandbox.ids.of_this_thread(),
             check: Duration::ZERO,
         }
     }

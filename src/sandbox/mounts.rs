@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::plan::{Arg, Plan, Register, literal};
 use crate::sys::mount::{
-    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
-    MOVE_MOUNT_F_EMPTY_PATH, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE, mount_setattr, open_tree,
+    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY, MOVE_MOUNT_F_EMPTY_PATH, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE, mount_setattr, open_tree,
 };
 use crate::sys::program::REPORT_OUTPUT;
 
@@ -30,6 +30,11 @@ pub(crate) struct Bind {
     source: PathBuf,
     target: PathBuf,
     attributes: u64,
+}
+
+/// Whether this process may clone mounts: tried, for a capability in a user namespace says nothing of the mounts around.
+pub(crate) fn may_clone() -> bool {
+    open_tree(Path::new("/dev/null")).is_ok()
 }
 
 /// Where the tree comes from.
@@ -57,6 +62,13 @@ impl Bind {
         };
         let target = target.strip_prefix("/").unwrap_or(target).to_path_buf();
         Ok(Self { tree, source: source.to_path_buf(), target, attributes })
+    }
+
+    /// Shows the tree through an idmapped mount.
+    pub(crate) fn map_ids(&self, namespace: &OwnedFd) -> io::Result<()> {
+        let Tree::Detached(tree) = &self.tree else { return Ok(()) };
+        let userns = u64::from(namespace.as_raw_fd().unsigned_abs());
+        mount_setattr(tree.as_fd(), MountAttr { set: MOUNT_ATTR_IDMAP, userns, ..MountAttr::default() })
     }
 
     /// The binds of the device nodes.

@@ -6,12 +6,11 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use ::caps::{CapSet, Capability, has_cap};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::cgroup::{Cgroup, Hierarchy, Owner};
 use super::channels::{self, Channels};
-use super::idmap::{self, HostIds};
+use super::idmap::{self, GUEST_ID, HostIds, OnlyRoot};
 use super::mounts::{View, WRITABLE};
 use super::plan::{Arg, Plan, literal};
 use super::script::Stdin;
@@ -78,7 +77,8 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Prober<'a> {
     limits: &'a Limits,
-    ids: HostIds,
+    /// `None` where the guest could only be root of the host; a user namespace can be tried all the same.
+    ids: Option<HostIds>,
     program: seccomp::Program,
     init: OwnedFd,
     this: OwnedFd,
@@ -88,8 +88,9 @@ pub(crate) struct Prober<'a> {
 impl<'a> Prober<'a> {
     /// Prepares probes of `limits` and the seccomp profile `profile`.
     pub(crate) fn new(limits: &'a Limits, profile: &str) -> Result<Self, Error> {
-        let ids = HostIds::choose()?;
-        let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
+        let ids = HostIds::choose().ok();
+        let require_memfd_noexec = !ids.is_some_and(sets_memfd_noexec);
+        let options = seccomp::Options { require_memfd_noexec, ..seccomp::Options::default() };
         let this = pidfd_open(nix::unistd::getpid().as_raw()).and_then(channels::high);
         Ok(Self {
             limits,
@@ -97,7 +98,7 @@ impl<'a> Prober<'a> {
             program: seccomp::program(profile, options)?,
             init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
             this: this.map_err(failed("open a pidfd of this process"))?,
-            privileged: has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false),
+            privileged: mounts::may_clone(),
         })
     }
 
@@ -169,7 +170,7 @@ impl<'a> Prober<'a> {
 
     /// `vm.memfd_noexec` of the sandbox's pid namespace; `None` where a run leaves that to the seccomp filter.
     pub(crate) fn memfd_noexec(&self) -> Option<Result<Seen, Error>> {
-        sets_memfd_noexec(self.ids).then(|| {
+        self.ids.is_some_and(sets_memfd_noexec).then(|| {
             self.attempt(libc::CLONE_NEWPID, None, &[], |plan, _| {
                 plan_file(plan, "forbid executable memfds", c"/proc/sys/vm/memfd_noexec", c"2");
             })
@@ -220,7 +221,7 @@ impl<'a> Prober<'a> {
             keep,
             namespaces: u64::from((libc::CLONE_NEWUSER | namespaces).unsigned_abs()),
             cgroup: entry.folder.as_ref().map(AsFd::as_fd),
-            drop_groups: self.ids.drops_groups(),
+            drop_groups: self.ids.is_some_and(HostIds::drops_groups),
         })
         .map_err(|error| Error::Spawn { step: error.step, source: error.source })?;
         let (pid, clone3) = (init.pid, init.clone3);
@@ -237,7 +238,8 @@ impl<'a> Prober<'a> {
             listener: None,
             evidence: Evidence::default(),
         };
-        let host_ids = self.ids.write(pid).map_err(failed("map the guest's user"))?;
+        let host_ids = self.ids.ok_or(OnlyRoot)?.of_this_thread();
+        idmap::write_maps(pid, (GUEST_ID, GUEST_ID), host_ids).map_err(failed("map the guest's user"))?;
         let mut plan = Plan::new();
         for file in attach {
             let args = [Arg::Fd(file.as_raw_fd()), literal(c"0"), Arg::Value(1)];

@@ -77,6 +77,14 @@ fn result_of_a_script_that_exits_well_is_kept() {
 }
 
 #[test]
+fn exit_status_beyond_a_long_is_255() {
+    // As in CPython, whose 3.12 also prints an error of its own here.
+    for python in interpreters() {
+        assert_eq!(Run::new(&python, "import sys; sys.exit(10 ** 30)").go().output.status.code(), Some(255));
+    }
+}
+
+#[test]
 fn result_is_collected_after_threads_end() {
     let source = "import threading, time\nresult = []\n\
         def late():\n    time.sleep(.1)\n    result.append(1)\nthreading.Thread(target=late).start()";

@@ -7,6 +7,23 @@ use rustpython_text_size::Ranged;
 use super::super::scope::texts;
 use super::{RawFinding, Rule, Rules, Value};
 
+/// Methods of `str` and `bytes` that make a string.
+const TEXT_METHODS: &[&str] = &[
+    "join",
+    "format",
+    "replace",
+    "lower",
+    "upper",
+    "strip",
+    "lstrip",
+    "rstrip",
+    "decode",
+    "title",
+    "translate",
+    "removeprefix",
+    "removesuffix",
+];
+
 /// Where a reader or writer may go.
 #[derive(Clone, Copy)]
 enum Direction {
@@ -38,28 +55,25 @@ impl<'a> Rules<'a, '_> {
         }
         let method = call.func.as_attribute_expr().map(|attribute| attribute.attr.as_str());
         let covered = |set: &super::super::policy::Paths| {
-            method.is_some_and(|name| set.has_method(name)) || paths.iter().any(|path| set.covers(path))
+            method.is_some_and(|name| set.has_method(name)) || paths.iter().any(|path| set.names(path))
         };
         if covered(&self.policy.io.readers) {
             self.judge_io(call, Direction::Read);
         } else if covered(&self.policy.io.writers) {
             self.judge_io(call, Direction::Write);
         }
+        if covered(&self.policy.expressions) {
+            self.judge_expression(arguments, call.range);
+        }
         if let Expr::Attribute(attribute) = &*call.func {
             let name = attribute.attr.as_str();
             if matches!(name, "format" | "format_map") {
                 self.judge_format(&attribute.value, arguments, call.range);
             }
-            if self.policy.expressions.contains(name) {
-                self.judge_expression(arguments, call.range);
-            }
             if self.policy.dispatch.contains(name) {
                 self.judge_dispatch(arguments);
             }
             self.visit_attribute(&call.func, true);
-        } else if paths.iter().any(|path| self.policy.expressions.contains(path)) {
-            self.judge_expression(arguments, call.range);
-            self.visit_callee(&call.func);
         } else {
             self.visit_callee(&call.func);
         }
@@ -103,7 +117,7 @@ impl<'a> Rules<'a, '_> {
                     }
                     let members = self.scopes.member_of(values.clone(), name);
                     let is_io = members.iter().filter_map(Value::path).any(|path| self.is_io_path(path));
-                    if self.is_io_method(name) || is_io || self.policy.expressions.contains(name) {
+                    if self.is_io_method(name) || is_io || self.policy.expressions.has_method(name) {
                         let message = format!("'{name}' is used as a value");
                         self.add(RawFinding::new(Rule::IoValue, call.range, message).hint("call it in place"));
                     }
@@ -118,6 +132,12 @@ impl<'a> Rules<'a, '_> {
                 )
                 .hint("use a dict of the allowed choices"),
             ),
+        }
+        let object_values = self.scopes.eval(object);
+        let replaces = matches!(accessor, "setattr" | "delattr");
+        if let Some(path) = object_values.iter().filter_map(Value::path).find(|_| replaces) {
+            let message = format!("{accessor} on '{path}' is not allowed");
+            self.add(RawFinding::new(Rule::ModuleMember, call.range, message));
         }
         self.visit_test(object);
         self.visit_expr(name);
@@ -140,6 +160,9 @@ impl<'a> Rules<'a, '_> {
 
     fn judge_io(&mut self, call: &'a ast::ExprCall, direction: Direction) {
         let Arguments { args, keywords, .. } = &call.arguments;
+        let functions = self.scopes.eval(&call.func);
+        let path = functions.iter().find_map(Value::path).and_then(|path| path.rsplit('.').next());
+        let function = path.or(call.func.as_attribute_expr().map(|attribute| attribute.attr.as_str()));
         let unpacked = args.iter().find(|arg| arg.is_starred_expr()).map(Ranged::range);
         let unpacked = unpacked.or_else(|| keywords.iter().find(|keyword| keyword.arg.is_none()).map(Ranged::range));
         if let Some(range) = unpacked {
@@ -149,10 +172,11 @@ impl<'a> Rules<'a, '_> {
         let named = keywords
             .iter()
             .filter(|keyword| keyword.arg.as_ref().is_some_and(|arg| self.policy.io.path_arguments.contains(arg)));
-        let targets: Vec<&Expr> = args.first().into_iter().chain(named.map(|keyword| &keyword.value)).collect();
+        let place = usize::from(function.is_some_and(|name| self.policy.io.path_second.contains(name)));
+        let targets: Vec<&Expr> = args.get(place).into_iter().chain(named.map(|keyword| &keyword.value)).collect();
         for target in targets {
             let values = self.scopes.eval(target);
-            if !values.iter().all(|value| self.is_allowed_target(value, direction)) {
+            if values.is_empty() || !values.iter().all(|value| self.is_allowed_target(value, direction)) {
                 let message = match direction {
                     Direction::Read => "a reader may only read a literal path under /input or /work, or a StringIO",
                     Direction::Write => "a writer may only write a literal path under /output or /work, or a StringIO",
@@ -184,6 +208,20 @@ impl<'a> Rules<'a, '_> {
         }
     }
 
+    /// Whether an expression makes a string, as far as its form tells.
+    fn makes_text(&self, expr: &Expr) -> bool {
+        match expr {
+            Expr::BinOp(_) | Expr::FString(_) => true,
+            Expr::Subscript(subscript) => texts(&self.scopes.eval(&subscript.value)).is_some(),
+            Expr::Call(call) => match &*call.func {
+                Expr::Name(name) => name.id == "str",
+                Expr::Attribute(method) => TEXT_METHODS.contains(&method.attr.as_str()),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// `df.agg("to_csv", path_or_buf=...)`: a method named by a string gets the further arguments.
     fn judge_dispatch(&mut self, arguments: &'a Arguments) {
         let function = arguments.args.first().or_else(|| arguments.find_keyword("func").map(|keyword| &keyword.value));
@@ -193,7 +231,7 @@ impl<'a> Rules<'a, '_> {
         for name in names {
             let values = self.scopes.eval(name);
             let forbidden = values.iter().any(|value| match value {
-                Value::Text(text) => self.is_forbidden_attribute(text) || self.policy.expressions.contains(text),
+                Value::Text(text) => self.is_forbidden_attribute(text) || self.policy.expressions.has_method(text),
                 _ => false,
             });
             if forbidden {
@@ -204,9 +242,8 @@ impl<'a> Rules<'a, '_> {
                 ));
             }
         }
-        let computed = matches!(function, Expr::BinOp(_) | Expr::FString(_) | Expr::Call(_) | Expr::Subscript(_))
-            && texts(&self.scopes.eval(function)).is_none()
-            && arguments.args.len() > 1;
+        let unseen = texts(&self.scopes.eval(function)).is_none();
+        let computed = unseen && self.makes_text(function) && arguments.args.len() > 1;
         let path = arguments
             .keywords
             .iter()

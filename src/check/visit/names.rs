@@ -130,6 +130,13 @@ impl<'a> Rules<'a, '_> {
         for alias in &import.names {
             self.judge_module(&alias.name, alias.name.range);
             alias.asname.iter().for_each(|name| self.judge_identifier(name));
+            let bound = alias.asname.as_ref().unwrap_or(&alias.name).as_str();
+            let declared = self.scopes.stack.last().is_some_and(|scope| scope.globals.contains(bound));
+            if self.leaves_scope(bound) && !declared {
+                let message = format!("the module '{bound}' leaves its scope");
+                let finding = RawFinding::new(Rule::ModuleValue, alias.range, message);
+                self.add(finding.hint("import at the top of the file"));
+            }
         }
     }
 
@@ -211,6 +218,9 @@ impl<'a> Rules<'a, '_> {
             let next = chain.get(index + 1).map(|next| next.attr.as_str());
             self.judge_link(attribute, next, &values, own && index == 0);
             values = self.scopes.member_of(values, &attribute.attr);
+            if attribute.ctx != ExprContext::Load {
+                self.judge_replacement(&values, attribute.range);
+            }
             if !(is_last && called) && attribute.ctx == ExprContext::Load {
                 self.judge_attribute_value(attribute, &values, own && index == 0);
             }
@@ -219,6 +229,15 @@ impl<'a> Rules<'a, '_> {
         match root {
             Expr::Name(name) => self.judge_name(name, false),
             _ => self.visit_expr(root),
+        }
+    }
+
+    /// A member of a module that is bound anew or deleted: what the check trusts must stay what it is.
+    fn judge_replacement(&mut self, values: &[Value], range: TextRange) {
+        let trusted = |path: &&str| self.policy.io.buffers.contains(path);
+        if let Some(path) = values.iter().filter_map(Value::path).find(trusted) {
+            let message = format!("assignment to '{path}' is not allowed");
+            self.add(RawFinding::new(Rule::ModuleMember, range, message));
         }
     }
 
@@ -258,8 +277,8 @@ impl<'a> Rules<'a, '_> {
         if self.is_io_method(name) || values.iter().filter_map(Value::path).any(|path| self.is_io_path(path)) {
             let finding = RawFinding::new(Rule::IoValue, range, format!("'{name}' is used as a value"));
             self.add(finding.hint("call it in place, with a literal path"));
-        } else if name == "eval" && !own {
-            let finding = RawFinding::new(Rule::Query, range, "'eval' is used as a value");
+        } else if self.policy.expressions.has_method(name) && !own {
+            let finding = RawFinding::new(Rule::Query, range, format!("'{name}' is used as a value"));
             self.add(finding.hint("call it in place, with a literal expression"));
         } else if matches!(name, "format" | "format_map") && !own {
             self.judge_format_value(attribute);
@@ -271,13 +290,16 @@ impl<'a> Rules<'a, '_> {
     }
 
     pub(super) fn is_io_path(&self, path: &str) -> bool {
-        self.policy.io.readers.covers(path) || self.policy.io.writers.covers(path)
+        self.policy.io.readers.names(path) || self.policy.io.writers.names(path)
     }
 
     /// Whether a string spells a name that may not be used as an attribute.
     pub(super) fn is_forbidden_attribute(&self, name: &str) -> bool {
-        is_dunder(name) && !self.policy.dunders.attributes.contains(name)
-            || self.policy.attributes.contains(name)
-            || self.is_io_method(name)
+        is_dunder(name) && !self.policy.dunders.attributes.contains(name) || self.is_forbidden_name(name)
+    }
+
+    /// The same without dunders, of which strings hold harmless ones too (`"__main__"`).
+    pub(super) fn is_forbidden_name(&self, name: &str) -> bool {
+        self.policy.attributes.contains(name) || self.is_io_method(name)
     }
 }

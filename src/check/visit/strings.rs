@@ -16,13 +16,24 @@ impl<'a> Rules<'a, '_> {
     /// A string that holds a forbidden dunder, or is nothing but a forbidden name.
     pub(super) fn judge_text(&mut self, text: &str, range: TextRange) {
         let dunder = text.contains("__").then(|| words(text).find(|word| self.policy.strings.contains(word))).flatten();
-        let name = dunder.or_else(|| (text.contains('_') && self.is_forbidden_attribute(text)).then_some(text));
+        let name = dunder.or_else(|| (text.contains('_') && self.is_forbidden_name(text)).then_some(text));
         if let Some(name) = name {
             self.add(RawFinding::new(
                 Rule::NameInString,
                 range,
                 format!("the string spells the forbidden name '{name}'"),
             ));
+        }
+    }
+
+    /// A string among annotations, which some libraries evaluate (`functools.singledispatch`).
+    pub(super) fn judge_annotation(&mut self, annotation: &'a Expr) {
+        let Expr::StringLiteral(literal) = annotation else { return };
+        let text = literal.value.to_str();
+        let runs = text.contains(['(', '.']);
+        if let Some(word) = runs.then(|| self.forbidden_word(text)).flatten() {
+            let message = format!("the annotation uses the forbidden name '{word}'");
+            self.add(RawFinding::new(Rule::NameInString, literal.range, message));
         }
     }
 
@@ -78,7 +89,8 @@ impl<'a> Rules<'a, '_> {
 
     /// `object.query(...)`, `object.eval(...)`.
     pub(super) fn judge_expression(&mut self, arguments: &'a ast::Arguments, range: TextRange) {
-        let keyword = arguments.find_keyword("expr").map(|keyword| &keyword.value);
+        let keyword = arguments.find_keyword("expr").or_else(|| arguments.find_keyword("formula"));
+        let keyword = keyword.map(|keyword| &keyword.value);
         let Some(expression) = arguments.args.first().or(keyword) else {
             if arguments.keywords.iter().any(|keyword| keyword.arg.is_none()) {
                 self.add_query(range);
@@ -101,15 +113,19 @@ impl<'a> Rules<'a, '_> {
         self.add(finding.hint("write the expression as a literal with @variables, or use a boolean mask"));
     }
 
-    /// What makes a query expression more than columns, constants and plain variables.
-    fn escape<'t>(&self, text: &'t str) -> Option<&'t str> {
-        let forbidden = words(text).find(|word| {
+    /// A name in a piece of code that may not be used there.
+    fn forbidden_word<'t>(&self, text: &'t str) -> Option<&'t str> {
+        words(text).find(|word| {
             word.starts_with("__")
                 || self.is_forbidden_attribute(word)
-                || self.policy.builtins.contains(word) && *word != "type"
                 || self.policy.modules.contains(word)
-        });
-        forbidden.or_else(|| {
+                || *word != "type" && is_called(text, word) && self.policy.builtins.contains(word)
+        })
+    }
+
+    /// What makes a query expression more than columns, constants and plain variables.
+    fn escape<'t>(&self, text: &'t str) -> Option<&'t str> {
+        self.forbidden_word(text).or_else(|| {
             text.match_indices('@').find_map(|(at, _)| {
                 let rest = text[at + 1..].trim_start();
                 let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
@@ -136,4 +152,9 @@ fn are_literals(arguments: &ast::Arguments) -> bool {
     }
     arguments.args.iter().all(is_literal)
         && arguments.keywords.iter().all(|keyword| keyword.arg.is_some() && is_literal(&keyword.value))
+}
+
+/// Whether `word`, a slice of `text`, is called there; a column may be called `open`, but not be called.
+fn is_called(text: &str, word: &str) -> bool {
+    text.match_indices(word).any(|(at, _)| text[at + word.len()..].trim_start().starts_with('('))
 }

@@ -183,3 +183,11 @@ pd.read_pickle("/input/x")
 # ---
 # expect: NSB203
 pd.read_sql("select 1", "sqlite:////work/x")
+# ---
+# expect: NSB402
+import logging
+logging.basicConfig(filename="/etc/x")
+# ---
+# expect: NSB402
+import pyarrow.parquet as pq
+pq.write_table(table, "/etc/x")

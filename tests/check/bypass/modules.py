@@ -196,3 +196,69 @@ def f(m):
 # ---
 # expect: NSB203
 x = [1][0].importlib
+# ---
+# expect: NSB105
+import pandas as pd
+class A:
+    m = pd
+A.m.io
+# ---
+# expect: NSB105
+class A:
+    import pandas as m
+A.m.io
+# ---
+# expect: NSB105
+import pandas as pd
+def f():
+    m = None
+    def g():
+        nonlocal m
+        m = pd
+    g()
+    return m.io
+# ---
+# expect: NSB105
+def f():
+    m = None
+    def g():
+        nonlocal m
+        import pandas as m
+    g()
+    return m.io
+# ---
+# expect: NSB102
+from json.tool import Path
+# ---
+# expect: NSB102
+import json.tool
+json.tool.argparse
+# ---
+# expect: NSB404
+from pandas import read_csv
+class A:
+    r = read_csv
+A.r("/etc/passwd")
+# ---
+# expect: NSB105
+import pandas as pd
+class A:
+    def __lt__(self, other):
+        return other
+(A() < pd).io
+# ---
+# expect: NSB105
+import pandas as pd
+def f() -> (y := pd):
+    pass
+y.io
+# ---
+# expect: NSB102
+import io
+import pandas as pd
+io.StringIO = lambda text: "/etc/passwd"
+pd.read_csv(io.StringIO("x"))
+# ---
+# expect: NSB102
+import io
+setattr(io, "StringIO", print)

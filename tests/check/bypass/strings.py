@@ -131,3 +131,36 @@ df.groupby("a").agg("to_json", path_or_buf="/etc/x")
 # ---
 # expect: NSB304
 df.agg("eval", 0, "1")
+# ---
+# expect: NSB303
+import numexpr as ne
+ne.evaluate(x)
+# ---
+# expect: NSB303
+import statsmodels.formula.api as smf
+smf.ols("y ~ I(open('/etc/x'))", data=df)
+# ---
+# expect: NSB303
+import statsmodels.formula.api as smf
+smf.ols(formula=text, data=df)
+# ---
+# expect: NSB303
+from statsmodels.formula.api import ols
+ols(text, df)
+# ---
+# expect: NSB302
+from functools import singledispatch
+@singledispatch
+def f(x): pass
+@f.register
+def g(x: "open('/etc/x')"): pass
+# ---
+# expect: NSB303
+f = df.query
+f(text)
+# ---
+# expect: NSB304
+df.agg("xto_csv"[1:], 0, "/etc/x")
+# ---
+# expect: NSB304
+df.agg(str(name), 0, "/etc/x")

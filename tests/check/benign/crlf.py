@@ -1,0 +1,3 @@
+﻿# with a byte order mark
+x = 1
+print(x)
