@@ -94,7 +94,9 @@ result = [open("/tmp/mine").read(), os.listdir("/tmp"), len(processes), os.getpi
 "#;
     let pids: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..5)
-            .map(|i| scope.spawn(move || run(&[], &source.replace("ME", &i.to_string())).expect("ok").json["result"].clone()))
+            .map(|i| {
+                scope.spawn(move || run(&[], &source.replace("ME", &i.to_string())).expect("ok").json["result"].clone())
+            })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
@@ -137,7 +139,8 @@ while not any(open(f"/proc/{p}/comm").read() == "straggler\n" for p in os.listdi
     let ran = run(&[], source).expect("ok");
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert_eq!(ran.outcome.ended, Ended::Exited);
-    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let all =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     assert!(!all.into_iter().any(|pid| crate::harness::comm(pid) == "straggler"));
 }
 
