@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod doctor;
 mod run;
 mod seccomp;
 mod terminal;
@@ -36,6 +37,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Checks scripts against the policy without running them
     Check(check::Args),
+    /// Tells what this machine allows, layer by layer, and what mends what it does not
+    Doctor(Box<doctor::Args>),
     /// Shows the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
     let result = match args.command {
         Command::Run(args) => run::main(*args),
         Command::Check(args) => check::main(&args),
+        Command::Doctor(args) => doctor::main(&args),
         Command::Config(command) => config::main(&command),
         Command::Seccomp(command) => seccomp::main(&command),
         Command::Completions { shell } => {

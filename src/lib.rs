@@ -27,6 +27,7 @@
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod event;
 pub mod image;
 pub mod outcome;

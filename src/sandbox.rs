@@ -7,15 +7,16 @@
 mod account;
 mod artifacts;
 mod caps;
-mod cgroup;
+pub(crate) mod cgroup;
 mod channels;
 mod guest;
 mod idmap;
-mod landlock;
+pub(crate) mod landlock;
 mod measure;
 mod mounts;
 mod plan;
-mod rlimits;
+pub(crate) mod probe;
+pub(crate) mod rlimits;
 mod script;
 pub mod seccomp;
 mod supervise;
@@ -27,11 +28,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ::caps::{CapSet, Capability, has_cap};
 use nix::sys::socket::{MsgFlags, send};
 
 use crate::check::{self, Policy};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::{NAMESPACES, Spawn, spawn};
@@ -181,7 +181,7 @@ impl Sandbox {
             init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
             this: this.map_err(failed("open a pidfd of this process"))?,
             runner,
-            privileged: has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false),
+            privileged: mounts::may_clone(),
             landlock: landlock::abi(),
             image,
             config,
@@ -236,7 +236,7 @@ impl Sandbox {
             keep,
             namespaces: NAMESPACES,
             cgroup: entry.folder.as_ref().map(AsFd::as_fd),
-            drop_groups: self.drops_groups(),
+            drop_groups: self.ids.drops_groups(),
         })
         .map_err(|error| Error::Spawn { step: error.step, source: error.source })?;
         let pid = init.pid;
@@ -303,27 +303,9 @@ impl Sandbox {
 
     /// The guest's file system, with every source opened.
     fn view(&self, inputs: &[(String, PathBuf)], output: bool, guest: (u32, u32)) -> Result<View, Error> {
-        let bind = |source: &Path, target: &Path| {
-            Bind::new(source, target, self.privileged).map_err(|error| Error::Step {
-                step: format!("open {} for the guest", source.display()),
-                source: error,
-            })
-        };
-        let mut view = View {
-            root: bind(&self.image.skeleton, Path::new("/"))?,
-            binds: Bind::devices(self.privileged).map_err(failed("open the device nodes"))?,
-            late_binds: Vec::new(),
-            inputs: Vec::new(),
-            disk: (self.config.limits.disk, self.config.limits.inodes),
-            output: output.then_some(self.config.limits.artifacts),
-        };
-        for image::Bind { source, target, .. } in &self.image.binds {
-            view.binds.push(bind(source, target)?);
-        }
-        view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"))?);
-        for image::Bind { source, target, kind } in &self.image.late_binds {
-            view.late_binds.push((bind(source, target)?, *kind == Kind::Dir));
-        }
+        let mut view = image_view(&self.image, &self.config.limits, self.privileged)?;
+        view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"), self.privileged)?);
+        view.output = output.then_some(self.config.limits.artifacts);
         for (name, path) in inputs {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
@@ -362,11 +344,6 @@ impl Sandbox {
             Err(_) if self.config.allow_degraded => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Supplementary groups would follow the guest, and with them what they may read.
-    fn drops_groups(&self) -> bool {
-        matches!(self.ids, HostIds::Free { .. }) && nix::unistd::getgroups().is_ok_and(|groups| !groups.is_empty())
     }
 
     /// Every call of the set-up, in order.
@@ -410,6 +387,30 @@ impl Sandbox {
         command.plan(&mut plan, &self.config, fds);
         plan
     }
+}
+
+/// The image's part of the guest's file system, with every source opened.
+fn image_view(image: &Image, limits: &Limits, privileged: bool) -> Result<View, Error> {
+    let mut view = View {
+        root: bind(&image.skeleton, Path::new("/"), privileged)?,
+        binds: Bind::devices(privileged).map_err(failed("open the device nodes"))?,
+        late_binds: Vec::new(),
+        inputs: Vec::new(),
+        disk: (limits.disk, limits.inodes),
+        output: None,
+    };
+    for image::Bind { source, target, .. } in &image.binds {
+        view.binds.push(bind(source, target, privileged)?);
+    }
+    for image::Bind { source, target, kind } in &image.late_binds {
+        view.late_binds.push((bind(source, target, privileged)?, *kind == Kind::Dir));
+    }
+    Ok(view)
+}
+
+fn bind(source: &Path, target: &Path, privileged: bool) -> Result<Bind, Error> {
+    Bind::new(source, target, privileged)
+        .map_err(|error| Error::Step { step: format!("open {} for the guest", source.display()), source: error })
 }
 
 /// Writes a short text into a file of /proc.

@@ -4,6 +4,7 @@
 //! is a child of the supervisor's own; its name says whose it is, so that the next run removes what a dead supervisor
 //! left. See cgroups(7), the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -122,6 +123,13 @@ pub(crate) struct Cgroup {
     cpuacct: Option<PathBuf>,
 }
 
+impl fmt::Display for Hierarchy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let folders: Vec<_> = self.parents().into_iter().map(|folder| folder.display().to_string()).collect();
+        write!(f, "version {} in {}", self.version(), folders.join(", "))
+    }
+}
+
 impl Hierarchy {
     /// Finds where this process may make cgroups, by the mounts and its own membership.
     pub(crate) fn discover() -> Result<Self, Error> {
@@ -196,6 +204,19 @@ impl Hierarchy {
     /// 1 or 2.
     pub(crate) fn version(&self) -> u8 {
         if matches!(self, Self::V2 { .. }) { 2 } else { 1 }
+    }
+
+    /// Makes and removes an empty cgroup where each required controller is: which of them is refused, and where.
+    pub(crate) fn try_each(&self, owner: &Owner) -> Vec<(&'static str, PathBuf, io::Result<()>)> {
+        let folders = match self {
+            Self::V2 { parent } => [parent; 3],
+            Self::V1 { memory, pids, cpu, .. } => [memory, pids, cpu],
+        };
+        let attempt = |(name, parent): (&'static str, &PathBuf)| {
+            let folder = parent.join(owner.next_name());
+            (name, parent.clone(), fs::create_dir(&folder).and_then(|()| fs::remove_dir(&folder)))
+        };
+        REQUIRED.into_iter().zip(folders).map(attempt).collect()
     }
 
     /// Removes the cgroups of supervisors that are dead.

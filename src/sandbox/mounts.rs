@@ -19,7 +19,8 @@ use crate::sys::program::REPORT_OUTPUT;
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const FSCONFIG_SET_STRING: u64 = 1;
 const FSCONFIG_CMD_CREATE: u64 = 6;
-const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+/// Attributes of what the guest may write to.
+pub(crate) const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 const READ_ONLY: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
 
 /// A tree to bind, read-only.
@@ -29,6 +30,11 @@ pub(crate) struct Bind {
     source: PathBuf,
     target: PathBuf,
     attributes: u64,
+}
+
+/// Whether this process may clone mounts: tried, for a capability in a user namespace says nothing of the mounts around.
+pub(crate) fn may_clone() -> bool {
+    open_tree(Path::new("/dev/null")).is_ok()
 }
 
 /// Where the tree comes from.
@@ -225,7 +231,7 @@ pub(crate) fn attach_proc(plan: &mut Plan, proc: Register) {
 }
 
 /// Mounts a tmpfs of at most `bytes` and `inodes` at `target`.
-fn tmpfs(plan: &mut Plan, target: &'static str, bytes: u64, inodes: u64, mode: &str, attributes: u64) {
+pub(crate) fn tmpfs(plan: &mut Plan, target: &'static str, bytes: u64, inodes: u64, mode: &str, attributes: u64) {
     let context = plan.open("open a tmpfs", libc::SYS_fsopen, &[literal(c"tmpfs"), Arg::Value(1)]);
     configure(plan, "limit the tmpfs's size", context, "size", &bytes.to_string());
     configure(plan, "limit the tmpfs's inodes", context, "nr_inodes", &inodes.to_string());

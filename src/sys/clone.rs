@@ -58,6 +58,8 @@ pub(crate) struct Init {
     pub pid: libc::pid_t,
     /// Whether it is in the cgroup asked for; a kernel or seccomp filter without clone3 cannot put it there.
     pub in_cgroup: bool,
+    /// Whether clone3 made it, not clone.
+    pub clone3: bool,
 }
 
 /// clone(2)'s `struct clone_args`, up to `cgroup` (Linux 5.7).
@@ -86,6 +88,7 @@ struct Shared {
     pid: i64,
     pidfd: RawFd,
     in_cgroup: bool,
+    clone3: bool,
     failed: Option<(&'static str, i32)>,
 }
 
@@ -115,6 +118,7 @@ pub(crate) fn spawn(what: Spawn<'_>) -> Result<Init, SpawnError> {
         pid: -1,
         pidfd: -1,
         in_cgroup: what.cgroup.is_some(),
+        clone3: true,
         failed: None,
     };
     shared.inner = CloneArgs {
@@ -152,7 +156,10 @@ pub(crate) fn spawn(what: Spawn<'_>) -> Result<Init, SpawnError> {
     // SAFETY: the kernel made this descriptor for us; nothing else knows it.
     let pidfd = (shared.pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(shared.pidfd) });
     match (shared.failed, pidfd) {
-        (None, Some(pidfd)) => Ok(Init { pidfd, pid: shared.pid as libc::pid_t, in_cgroup: shared.in_cgroup }),
+        (None, Some(pidfd)) => {
+            let pid = shared.pid as libc::pid_t;
+            Ok(Init { pidfd, pid, in_cgroup: shared.in_cgroup, clone3: shared.clone3 })
+        }
         (failed, pidfd) => {
             if pidfd.is_some() {
                 // SAFETY: as above: the child that failed to execute has ended and is ours to reap.
@@ -270,6 +277,7 @@ unsafe fn clone(args: &CloneArgs, child: extern "C" fn(*mut Shared) -> !, shared
     }
     // SAFETY: as above. The flags that clone(2) does not know are dropped; exit signal 0 is the low byte.
     unsafe {
+        (*shared).clone3 = false;
         if args.flags & CLONE_INTO_CGROUP != 0 {
             (*shared).in_cgroup = false;
         }
