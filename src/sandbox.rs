@@ -14,6 +14,7 @@ mod idmap;
 pub(crate) mod landlock;
 mod measure;
 mod mounts;
+mod oci;
 mod plan;
 pub(crate) mod probe;
 pub(crate) mod rlimits;
@@ -110,6 +111,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The description of a run for OCI runtimes.
+    #[error("failed to describe the run in the OCI format")]
+    Oci(#[from] oci_spec::OciSpecError),
     /// A configuration that this backend cannot serve.
     #[error("{0}")]
     Unsupported(String),
@@ -261,13 +265,7 @@ impl Sandbox {
         idmap::write_maps(pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;
 
         let file = guest::script_path(&shown);
-        let command = guest::Command {
-            runner: &self.runner,
-            python: &self.image.python,
-            file: &file,
-            args: &args,
-            inputs: inputs.iter().map(|(name, _)| name.as_str()).collect(),
-        };
+        let command = self.command(&file, &args, &inputs);
         let plan = self.plan(&view, attach, &account.rlimits, &command, fds, pid);
         let message = plan.encode(self.this.as_raw_fd())?;
         send(supervisor.channels.control.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)
@@ -299,6 +297,12 @@ impl Sandbox {
             cgroup.remove()?;
         }
         Ok(account.close(evidence, counters, artifacts.as_deref()))
+    }
+
+    /// What the guest's process executes; `file` is its script, as it sees it.
+    fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
+        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        guest::Command { runner: &self.runner, python: &self.image.python, file, args, inputs }
     }
 
     /// The guest's file system, with every source opened.
@@ -358,7 +362,7 @@ impl Sandbox {
     ) -> Plan {
         let mut plan = Plan::new();
         plan.call("lead a session", libc::SYS_setsid, &[]);
-        plan.call("set the umask", libc::SYS_umask, &[Arg::Value(0o022)]);
+        plan.call("set the umask", libc::SYS_umask, &[Arg::Value(guest::UMASK.into())]);
         for file in attach {
             let args = [Arg::Fd(file.as_raw_fd()), literal(c"0"), Arg::Value(1)];
             plan.call("enter the cgroup", libc::SYS_write, &args);
