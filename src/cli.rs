@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod run;
 mod seccomp;
+mod spec;
 mod terminal;
 
 use std::io::{self, Write};
@@ -45,6 +46,8 @@ enum Command {
     /// Shows and explains the seccomp profiles
     #[command(subcommand)]
     Seccomp(seccomp::Command),
+    /// Prints a run as the config.json of an OCI runtime, without running it
+    Spec(Box<spec::Args>),
     /// Prints a completion script for a shell
     Completions {
         /// The shell
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(&args),
         Command::Config(command) => config::main(&command),
         Command::Seccomp(command) => seccomp::main(&command),
+        Command::Spec(args) => spec::main(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "nsbox", &mut io::stdout());
             Ok(0)

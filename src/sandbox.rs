@@ -15,6 +15,7 @@ pub(crate) mod landlock;
 mod measure;
 mod mounts;
 mod nest;
+mod oci;
 mod plan;
 pub(crate) mod probe;
 pub(crate) mod rlimits;
@@ -106,6 +107,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The description of a run for OCI runtimes.
+    #[error("failed to describe the run in the OCI format")]
+    Oci(#[from] oci_spec::OciSpecError),
     /// A configuration that this backend cannot serve.
     #[error("{0}")]
     Unsupported(String),
@@ -224,13 +228,7 @@ impl Sandbox {
         let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
         let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
         let file = guest::script_path(&shown);
-        let command = guest::Command {
-            runner: &self.runner,
-            python: &self.image.python,
-            file: &file,
-            args: &args,
-            inputs: inputs.iter().map(|(name, _)| name.as_str()).collect(),
-        };
+        let command = self.command(&file, &args, &inputs);
         let mut plan = self.plan(&nest, &view, &account.rlimits, &command, channels.guest());
         nest.send(&mut plan, &self.ground)?;
         drop(view);
@@ -271,6 +269,12 @@ impl Sandbox {
             cgroup.remove()?;
         }
         Ok(account.close(evidence, counters, artifacts.as_deref()))
+    }
+
+    /// What the guest's process executes; `file` is its script, as it sees it.
+    fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
+        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        guest::Command { runner: &self.runner, python: &self.image.python, file, args, inputs }
     }
 
     /// The guest's file system, with every source opened.
@@ -320,7 +324,7 @@ impl Sandbox {
     ) -> Plan {
         let mut plan = Plan::new();
         plan.call("lead a session", libc::SYS_setsid, &[]);
-        plan.call("set the umask", libc::SYS_umask, &[Arg::Value(0o022)]);
+        plan.call("set the umask", libc::SYS_umask, &[Arg::Value(guest::UMASK.into())]);
         nest.plan_entry(&mut plan);
         let namespace = [Arg::Value(libc::CLONE_NEWCGROUP as u64)];
         plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);

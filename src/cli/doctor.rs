@@ -45,11 +45,17 @@ fn render(report: &Report) -> String {
     let width = |text: fn(&Layer) -> &str| report.layers.iter().map(|layer| text(layer).len()).max().unwrap_or(0);
     let (name, status) = (width(|layer| layer.layer), width(|layer| layer.status.word()));
     let mut text = format!("nsbox {}, Linux {}\n\n", report.nsbox, report.kernel);
+    let mut said: &[String] = &[];
     for layer in &report.layers {
         let shown = layer.layer.replace('_', " ");
         let Layer { tried, found, .. } = layer;
         text += &format!("{shown:name$}  {:status$}  {tried}: {found}\n", layer.status.word());
         let optional = if layer.required { "" } else { " (not required)" };
+        if layer.knobs == said && !said.is_empty() {
+            text += &format!("{:name$}  {:status$}  mend{optional}: as above\n", "", "");
+            continue;
+        }
+        said = &layer.knobs;
         for (i, knob) in layer.knobs.iter().enumerate() {
             let lead = if i == 0 { format!("mend{optional}") } else { "or".to_owned() };
             text += &format!("{:name$}  {:status$}  {lead}: {knob}\n", "", "");

@@ -37,7 +37,7 @@ pub(super) fn examine(prober: Option<&Prober<'_>>, host: &Host) -> Vec<Layer> {
         return layers;
     }
     let each = hierarchy.try_each(&owner);
-    let folders: Vec<String> = each.iter().map(|(_, folder, _)| folder.display().to_string()).collect();
+    let folders: Vec<_> = hierarchy.parents().into_iter().map(|folder| folder.display().to_string()).collect();
     let knobs = if hierarchy.version() == 2 { knob::cgroup_v2() } else { knob::cgroup_v1(&folders) };
     let mut layers = vec![match &result {
         Some(Err(error)) => Layer::refused("cgroup", tried, format!("{place}: {}", chain(error)), knobs.clone()),

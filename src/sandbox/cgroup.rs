@@ -23,7 +23,7 @@ use crate::config::Limits;
 /// What a name of ours begins with.
 const PREFIX: &str = "nsbox-";
 /// Scheduling period of the CPU limit; the kernel's default.
-const CPU_PERIOD_US: f64 = 100_000.0;
+pub(crate) const CPU_PERIOD_US: f64 = 100_000.0;
 /// How long an empty cgroup may refuse to go: its last process may still be on its way out.
 const REMOVE_PATIENCE: Duration = Duration::from_millis(500);
 /// The controllers without which a run is degraded.
@@ -166,7 +166,8 @@ impl Hierarchy {
         }
     }
 
-    fn parents(&self) -> Vec<&Path> {
+    /// Every folder in which a run's cgroup is made.
+    pub(crate) fn parents(&self) -> Vec<&Path> {
         match self {
             Self::V2 { parent } => vec![parent],
             Self::V1 { memory, pids, cpu, cpuacct } => [Some(memory), Some(pids), Some(cpu), cpuacct.as_ref()]

@@ -25,6 +25,9 @@ const FILES: [(&str, &str); 3] = [
 /// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
 pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
 
+/// The guest's umask.
+pub(crate) const UMASK: u32 = 0o022;
+
 /// The guest's descriptors beside stdin, stdout and stderr.
 const CODE: u64 = 3;
 const RESULT: u64 = 4;
@@ -124,7 +127,8 @@ pub(crate) struct Command<'a> {
 }
 
 impl Command<'_> {
-    fn argv(&self, config: &Config) -> Vec<OsString> {
+    /// Its command line.
+    pub(crate) fn argv(&self, config: &Config) -> Vec<OsString> {
         let mut argv: Vec<OsString> = vec![
             self.python.executable.clone().into(),
             // No site (its work is in sys.path already), no user site, no .pyc files, no buffering.
@@ -147,7 +151,8 @@ impl Command<'_> {
         argv
     }
 
-    fn environment(&self, config: &Config) -> Vec<OsString> {
+    /// Its whole environment.
+    pub(crate) fn environment(&self, config: &Config) -> Vec<OsString> {
         let threads = processors(config.limits.cpus);
         let mut fixed: Vec<(String, OsString)> = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin"),

@@ -3,7 +3,7 @@
 //! Every tree is a detached mount that is made read-only before it is attached, so nothing is ever writable, not even
 //! for a moment. See mount_namespaces(7), pivot_root(2), fsopen(2), open_tree(2), tmpfs(5), proc(5).
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,18 @@ const FSCONFIG_CMD_CREATE: u64 = 6;
 /// Attributes of what the guest may write to.
 pub(crate) const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 const READ_ONLY: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+
+/// Folders of one tmpfs, so that one limit holds for all: where each is made, where it is bound, its mode. The last bind
+/// covers the tmpfs itself.
+pub(crate) const SHARED: [(&CStr, &str, u64); 3] =
+    [(c"tmp/work", "work", 0o755), (c"tmp/shm", "dev/shm", 0o1777), (c"tmp/tmp", "tmp", 0o1777)];
+/// What the tmpfs of the inputs' mount points may hold.
+pub(crate) const INPUT_BYTES: u64 = 1 << 20;
+
+/// Inodes for the mount points of so many inputs.
+pub(crate) fn input_inodes(inputs: usize) -> u64 {
+    2 * inputs as u64 + 16
+}
 
 /// A tree to bind, read-only.
 #[derive(Debug)]
@@ -78,6 +90,21 @@ impl Bind {
             .iter()
             .map(|name| Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged))
             .collect()
+    }
+
+    /// Its path on the host.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// Its path in the guest, relative to the root.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// `MOUNT_ATTR_*` that it has.
+    pub(crate) fn attributes(&self) -> u64 {
+        self.attributes
     }
 
     fn plan(&self, plan: &mut Plan, target: &OsStr) {
@@ -139,14 +166,12 @@ impl View {
     pub(crate) fn plan_private(&self, plan: &mut Plan) {
         let (bytes, inodes) = self.disk;
         tmpfs(plan, "tmp", bytes, inodes, "0755", WRITABLE);
-        // Folders of one tmpfs, so that one limit holds for all; the last bind covers the tmpfs itself.
-        let shared = [(c"tmp/work", "work", 0o755), (c"tmp/shm", "dev/shm", 0o1777), (c"tmp/tmp", "tmp", 0o1777)];
-        for (folder, _, mode) in shared {
+        for (folder, _, mode) in SHARED {
             plan.call("make a folder of the tmpfs", libc::SYS_mkdir, &[literal(folder), Arg::Value(mode)]);
             // mkdir is subject to the umask.
             plan.call("open a folder of the tmpfs", libc::SYS_chmod, &[literal(folder), Arg::Value(mode)]);
         }
-        for (folder, target, _) in shared {
+        for (folder, target, _) in SHARED {
             let flags = Arg::Value(OPEN_TREE_CLONE | libc::O_CLOEXEC as u64);
             let tree = plan.open(
                 "open a folder of the tmpfs",
@@ -170,8 +195,7 @@ impl View {
             bind.plan(plan, bind.target.as_os_str());
         }
         if !self.inputs.is_empty() {
-            let points = 2 * self.inputs.len() as u64 + 16;
-            tmpfs(plan, "input", 1 << 20, points, "0755", WRITABLE);
+            tmpfs(plan, "input", INPUT_BYTES, input_inodes(self.inputs.len()), "0755", WRITABLE);
             for (bind, folder) in &self.inputs {
                 mount_point(plan, &bind.target, *folder);
                 bind.plan(plan, bind.target.as_os_str());
