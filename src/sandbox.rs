@@ -193,7 +193,11 @@ impl Sandbox {
     /// Compiles the guest's runner for this interpreter, in a sandbox like any other run.
     fn compile_runner(&mut self) -> Result<(), Error> {
         let script = Script::from(guest::COMPILE).name("compile.py");
-        let outcome = self.execute(script, Watch::default(), false)?;
+        // Under limits of its own: those of the caller's script may be too tight for it.
+        let limits = std::mem::take(&mut self.config.limits);
+        let outcome = self.execute(script, Watch::default(), false);
+        self.config.limits = limits;
+        let outcome = outcome?;
         let files = account::files_of(&outcome);
         self.runner.store_compiled(&files).map_err(|source| Error::Step {
             step: format!("compile the guest's runner: {}", outcome.message),
