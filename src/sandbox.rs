@@ -191,7 +191,11 @@ impl Sandbox {
             return Ok(());
         }
         let script = Script::from(guest::COMPILE).name("compile.py");
-        let outcome = self.execute(script, Watch::default(), false, None)?;
+        // Under limits of its own: those of the caller's script may be too tight for it.
+        let limits = std::mem::take(&mut self.config.limits);
+        let outcome = self.execute(script, Watch::default(), false, None);
+        self.config.limits = limits;
+        let outcome = outcome?;
         let files = account::files_of(&outcome);
         self.runner
             .store_compiled(&files)

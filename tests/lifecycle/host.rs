@@ -45,7 +45,7 @@ fn two_hundred_runs_leave_nothing_and_the_host_as_small() {
             before = Some(Traces::of_this_process());
         }
     }
-    assert_eq!(Some(Traces::of_this_process()), before);
+    before.unwrap().assert_now();
     let grown = resident().saturating_sub(settled);
     assert!(grown < 512 << 10, "{grown} bytes more after 160 runs");
 }
@@ -71,7 +71,7 @@ fn eight_at_once_leave_nothing() {
             });
         }
     });
-    assert_eq!(Traces::of_this_process(), before);
+    before.assert_now();
 }
 
 #[test]
@@ -92,11 +92,12 @@ fn host_that_waits_for_any_child_steals_none() {
             }
             stolen
         });
-        for _ in 0..10 {
-            expect(&sandbox, "raise SystemExit(3)", Verdict::Error);
-        }
+        let outcomes: Vec<_> = (0..10).map(|_| sandbox.run("raise SystemExit(3)")).collect();
         done.store(true, Ordering::Relaxed);
         assert_eq!(thief.join().unwrap(), []);
+        for outcome in outcomes {
+            assert_eq!((outcome.verdict, outcome.exit_code), (Verdict::Error, Some(3)), "{}", outcome.message);
+        }
     });
 }
 
@@ -117,10 +118,9 @@ fn host_threads_that_allocate_and_lock_do_not_disturb_runs() {
                 }
             });
         }
-        for _ in 0..20 {
-            expect(&sandbox, "print('well')", Verdict::Ok);
-        }
+        let outcomes: Vec<_> = (0..20).map(|_| sandbox.run("print('well')")).collect();
         done.store(true, Ordering::Relaxed);
+        assert!(outcomes.iter().all(|outcome| outcome.verdict == Verdict::Ok), "{outcomes:#?}");
     });
 }
 

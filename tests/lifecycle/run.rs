@@ -6,10 +6,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nsbox::outcome::Ended;
 
-use crate::harness::{Running, cgroups_of, children, feed, judge, nsbox, run, store, until};
+use crate::harness::{READY, Running, cgroups_of, children, feed, judge, nsbox, run, store, until};
 use crate::traces::tree;
 
-const WAIT: &str = "open('/proc/self/comm', 'w').write('ready')\nprint('begun')\nimport time\ntime.sleep(60)";
+/// Says that it has begun, to whoever reads it and to whoever looks, and waits.
+fn wait() -> String {
+    format!("print('begun')\n{READY}time.sleep(60)")
+}
 
 /// Whether there is such a process, or its zombie.
 fn exists(pid: u32) -> bool {
@@ -18,7 +21,7 @@ fn exists(pid: u32) -> bool {
 
 #[test]
 fn start_makes_an_init_and_a_guest_in_a_cgroup() {
-    let mut running = Running::start(&[], WAIT);
+    let mut running = Running::start(&[], &wait());
     assert_eq!(running.line(), "begun\n");
     let (init, guest) = (running.init().unwrap(), running.guest().unwrap());
     assert_eq!(crate::harness::comm(init), "nsbox-init");
@@ -43,7 +46,7 @@ fn success_has_output_status_and_values() {
 #[test]
 fn termination_by_a_signal_ends_the_guest_first() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        let running = Running::start(&["--json"], WAIT);
+        let running = Running::start(&["--json"], &wait());
         let (command, init, guest) = (running.child.id(), running.init().unwrap(), running.guest().unwrap());
         kill(Pid::from_raw(command.cast_signed()), signal).unwrap();
         let ran = judge(&running.finish()).expect("cancelled");
@@ -56,7 +59,7 @@ fn termination_by_a_signal_ends_the_guest_first() {
 
 #[test]
 fn command_killed_outright_takes_the_guest_with_it() {
-    let mut running = Running::start(&[], WAIT);
+    let mut running = Running::start(&[], &wait());
     let (command, init, guest) = (running.child.id(), running.init().unwrap(), running.guest().unwrap());
     running.child.kill().unwrap();
     running.finish();
@@ -122,11 +125,11 @@ for place in places:
 #[test]
 fn processes_left_running_are_gone_when_the_run_is_over() {
     let source = r#"
-import os, time
+import ctypes, os, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        open("/proc/self/comm", "w").write("straggler")
+        ctypes.CDLL(None).prctl(15, b"straggler")
         os.close(1)
         os.close(2)
         time.sleep(60)
@@ -146,7 +149,7 @@ while not any(open(f"/proc/{p}/comm").read() == "straggler\n" for p in os.listdi
 
 #[test]
 fn timeout_leaves_nothing() {
-    let running = Running::start(&["--json", "--timeout", "700ms"], WAIT);
+    let running = Running::start(&["--json", "--timeout", "700ms"], &wait());
     let (command, init, guest) = (running.child.id(), running.init().unwrap(), running.guest().unwrap());
     let ran = judge(&running.finish()).expect("timeout");
     assert_eq!(ran.outcome.ended, Ended::Killed);

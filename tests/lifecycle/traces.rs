@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::harness::{cgroups_of, children, store};
 
@@ -38,6 +39,20 @@ impl Traces {
             threads: fs::read_dir("/proc/self/task").unwrap().count(),
             store: tree(store()),
         }
+    }
+}
+
+impl Traces {
+    /// Fails unless this process has these and no others. A thread is joined a little before the kernel forgets it.
+    #[track_caller]
+    pub fn assert_now(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut now = Self::of_this_process();
+        while now != *self && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            now = Self::of_this_process();
+        }
+        assert_eq!(now, *self);
     }
 }
 

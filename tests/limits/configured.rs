@@ -3,9 +3,7 @@
 use nsbox::config::DEFAULT_YAML;
 use serde_json::Value;
 
-use crate::harness::{Running, cgroup_file, nsbox, run_with};
-
-const WAIT: &str = "open('/proc/self/comm', 'w').write('ready')\nimport time\ntime.sleep(60)";
+use crate::harness::{READY, Running, cgroup_file, nsbox, run_with};
 
 fn shown(flags: &[&str]) -> Value {
     let output = nsbox(["config", "show", "--json"]).args(flags).output().unwrap();
@@ -30,7 +28,7 @@ fn flags_are_held_by_the_kernel() {
 
 /// Looks at the run's cgroup from outside; its init is one process more.
 fn held(flags: &[&str], memory: u64, pids: u64, cpus: f64) {
-    let mut running = Running::start(flags, WAIT);
+    let mut running = Running::start(flags, &format!("{READY}time.sleep(60)"));
     let cgroups = running.cgroups();
     let number = |names: &[&str]| cgroup_file(&cgroups, names).parse::<u64>().unwrap();
     assert_eq!(number(&["memory.max", "memory.limit_in_bytes"]), memory);
@@ -41,11 +39,9 @@ fn held(flags: &[&str], memory: u64, pids: u64, cpus: f64) {
     let quota: f64 = quota.split(' ').next().unwrap().parse().unwrap();
     assert!((quota / 100_000.0 - cpus).abs() < 1e-9, "{quota}");
     let guest = running.guest().unwrap().to_string();
-    for name in ["cgroup.procs"] {
-        for folder in &cgroups {
-            let processes = std::fs::read_to_string(folder.join(name)).unwrap();
-            assert!(processes.lines().any(|pid| pid == guest), "{} has {processes:?}", folder.display());
-        }
+    for folder in &cgroups {
+        let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap();
+        assert!(processes.lines().any(|pid| pid == guest), "{} has {processes:?}", folder.display());
     }
     running.child.kill().unwrap();
     running.finish();

@@ -1,6 +1,6 @@
 //! CPUs: a share of time that the kernel holds a run to, and the number of CPUs that it sees.
 
-use crate::harness::{Running, cgroup_file, run};
+use crate::harness::{READY, Running, cgroup_file, run};
 
 const BUSY: &str = r#"
 import time
@@ -32,9 +32,8 @@ fn cpus_throttle_only_what_goes_over() {
         let line = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).unwrap();
         line.parse::<u64>().unwrap()
     };
-    let source = r#"
-import time
-open("/proc/self/comm", "w").write("ready")
+    let source = READY.to_owned()
+        + r#"
 end = time.perf_counter() + 0.6
 while time.perf_counter() < end:
     PAUSE
