@@ -18,12 +18,7 @@ pub fn run(config: Config, script: Script, watch: Watch<'_>, log: &Log) -> Outco
     log.write(
         &Event::new(EventType::ExecutionModeSelected, format!("{} runs on namespaces", script.shown())).mode(backend),
     );
-    let image = config.image.clone();
-    let outcome = match Sandbox::new(config) {
-        Ok(sandbox) => sandbox.run_watched(script, watch),
-        Err(error) => unavailable(&image, &crate::sandbox::chain(&error)),
-    };
-    record(outcome, log)
+    record(Sandbox::run_once(config, script, watch), log)
 }
 
 /// The backend that the configuration asks for, if this version has it.

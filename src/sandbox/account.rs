@@ -91,7 +91,8 @@ impl<'a> Account<'a> {
                 })
             }
             None => {
-                let why = self.sandbox.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
+                let why =
+                    self.sandbox.ground.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
                 let weaker =
                     ["measured by the supervisor every 20 ms", "RLIMIT_NPROC in the sandbox's user namespace", ""];
                 let mut weaker = weaker.into_iter();

@@ -18,7 +18,6 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::channels::high;
 use crate::config::Limits;
 
 /// What a name of ours begins with.
@@ -300,7 +299,7 @@ impl Cgroup {
     pub(crate) fn entry(&self) -> io::Result<Entry> {
         let v1 = self.version == 1;
         let name = if v1 { "tasks" } else { "cgroup.procs" };
-        let open = |folder: &PathBuf| high(OpenOptions::new().write(true).open(folder.join(name))?.into());
+        let open = |folder: &PathBuf| Ok(OpenOptions::new().write(true).open(folder.join(name))?.into());
         Ok(Entry {
             folder: if v1 { None } else { Some(File::open(&self.folders[0])?.into()) },
             files: self.folders.iter().map(open).collect::<io::Result<_>>()?,

@@ -29,9 +29,9 @@ pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
 pub(crate) const UMASK: u32 = 0o022;
 
 /// The guest's descriptors beside stdin, stdout and stderr.
-const CODE: RawFd = 3;
-const RESULT: RawFd = 4;
-const START: RawFd = 5;
+const CODE: u64 = 3;
+const RESULT: u64 = 4;
+const START: u64 = 5;
 /// First descriptor that the guest does not keep.
 const FIRST_FREE: u64 = 6;
 
@@ -48,16 +48,6 @@ pub(crate) struct Descriptors {
     pub result: RawFd,
     /// A pipe; a byte in it says that the script begins.
     pub start: RawFd,
-    /// Init's own: its end of the control socket.
-    pub control: RawFd,
-}
-
-impl Descriptors {
-    /// All that init keeps.
-    pub(crate) fn all(self) -> impl Iterator<Item = RawFd> {
-        let always = [self.stdout, self.stderr, self.code, self.result, self.start, self.control];
-        always.into_iter().chain(self.stdin)
-    }
 }
 
 /// The runner's folder in the store.
@@ -201,8 +191,8 @@ impl Command<'_> {
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());
         plan.begin_guest();
-        let mut give = |from: Arg<'_>, to: RawFd| {
-            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Fd(to), Arg::Value(0)]);
+        let mut give = |from: Arg<'_>, to: u64| {
+            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Value(to), Arg::Value(0)]);
         };
         if let Some(stdin) = fds.stdin {
             give(Arg::Fd(stdin), 0);
@@ -218,7 +208,7 @@ impl Command<'_> {
             plan.call(
                 "hand a descriptor to the guest",
                 libc::SYS_dup3,
-                &[Arg::Register(null), Arg::Fd(0), Arg::Value(0)],
+                &[Arg::Register(null), Arg::Value(0), Arg::Value(0)],
             );
         }
         let all = Arg::Value(u64::from(u32::MAX));

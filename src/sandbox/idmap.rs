@@ -5,14 +5,12 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use caps::{CapSet, Capability};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{getegid, geteuid};
 
-use super::channels::high;
 use super::plan::{Arg, Plan};
 use crate::sys::clone::{Spawn, spawn};
 
@@ -93,11 +91,9 @@ pub(crate) fn write_maps(pid: libc::pid_t, inside: (u32, u32), outside: (u32, u3
 pub(crate) fn mount_namespace(init: BorrowedFd<'_>, owner: (u32, u32), guest: (u32, u32)) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    let theirs = high(theirs)?;
     let holder = spawn(Spawn {
         init,
         control: theirs.as_fd(),
-        keep: vec![theirs.as_raw_fd()],
         namespaces: libc::CLONE_NEWUSER as u64,
         cgroup: None,
         drop_groups: false,
@@ -105,9 +101,8 @@ pub(crate) fn mount_namespace(init: BorrowedFd<'_>, owner: (u32, u32), guest: (u
     .map_err(|error| error.source)?;
     let namespace = write_maps(holder.pid, owner, guest)
         .and_then(|()| Ok(fs::File::open(format!("/proc/{}/ns/user", holder.pid))?.into()));
-    // Init reads the end of its socket where its program should be, and leaves; the descriptor keeps the namespace.
-    drop((control, theirs));
-    waitid(Id::PIDFd(holder.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::__WALL)?;
+    // The descriptor keeps the namespace.
+    drop((holder, control));
     namespace
 }
 

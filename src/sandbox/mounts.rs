@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::plan::{Arg, Plan, Register, literal};
@@ -107,14 +107,6 @@ impl Bind {
         self.attributes
     }
 
-    /// The descriptor that init must keep, if there is one.
-    pub(crate) fn fd(&self) -> Option<RawFd> {
-        match &self.tree {
-            Tree::Detached(fd) => Some(fd.as_raw_fd()),
-            Tree::Path => None,
-        }
-    }
-
     fn plan(&self, plan: &mut Plan, target: &OsStr) {
         let (tree, opened) = match &self.tree {
             Tree::Detached(fd) => (Arg::Fd(fd.as_raw_fd()), None),
@@ -156,12 +148,6 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The descriptors that init must keep.
-    pub(crate) fn fds(&self) -> impl Iterator<Item = RawFd> {
-        let late = self.late_binds.iter().chain(&self.inputs).map(|(bind, _)| bind);
-        std::iter::once(&self.root).chain(&self.binds).chain(late).filter_map(Bind::fd)
-    }
-
     /// Everything that must be done while init still has the caller's user id: it may have to walk to the sources.
     pub(crate) fn plan_binds(&self, plan: &mut Plan) {
         let private = libc::MS_REC | libc::MS_PRIVATE;
@@ -177,7 +163,7 @@ impl View {
     }
 
     /// The guest's own tmpfs and inputs; the files that are made in them are made by the guest's user.
-    pub(crate) fn plan_private(&self, plan: &mut Plan, control: RawFd) {
+    pub(crate) fn plan_private(&self, plan: &mut Plan) {
         let (bytes, inodes) = self.disk;
         tmpfs(plan, "tmp", bytes, inodes, "0755", WRITABLE);
         for (folder, _, mode) in SHARED {
@@ -201,7 +187,7 @@ impl View {
             let flags = Arg::Value((libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64);
             let args = [Arg::Fd(libc::AT_FDCWD), literal(c"output"), flags];
             let folder = plan.open("open /output for the supervisor", libc::SYS_openat, &args);
-            plan.send(control, REPORT_OUTPUT, folder);
+            plan.send(REPORT_OUTPUT, folder);
             plan.close(folder);
         }
         for (bind, folder) in &self.late_binds {

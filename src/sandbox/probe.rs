@@ -3,23 +3,19 @@
 //! For `nsbox doctor`. Nothing of a guest runs, and nothing is left: init ends with the probe.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, send};
-
 use super::cgroup::{Cgroup, Hierarchy, Owner};
-use super::channels::{self, Channels};
+use super::channels::Channels;
 use super::idmap::{self, GUEST_ID, HostIds, OnlyRoot};
 use super::mounts::{View, WRITABLE};
+use super::nest::{Ground, Nest};
 use super::plan::{Arg, Plan, literal};
 use super::script::Stdin;
 use super::supervise::{Evidence, Supervisor};
-use super::{Error, INIT, caps, failed, image_view, landlock, mounts, plan_file, rlimits, seccomp, sets_memfd_noexec};
+use super::{Error, caps, failed, image_view, landlock, mounts, plan_file, rlimits, seccomp, sets_memfd_noexec};
 use crate::config::Limits;
 use crate::image::Image;
-use crate::sys::clone::{Spawn, spawn};
-use crate::sys::fd::pidfd_open;
 
 /// A probe takes milliseconds; one that waits for longer waits for nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,8 +76,7 @@ pub(crate) struct Prober<'a> {
     /// `None` where the guest could only be root of the host; a user namespace can be tried all the same.
     ids: Option<HostIds>,
     program: seccomp::Program,
-    init: OwnedFd,
-    this: OwnedFd,
+    ground: Ground,
     privileged: bool,
 }
 
@@ -91,28 +86,26 @@ impl<'a> Prober<'a> {
         let ids = HostIds::choose().ok();
         let require_memfd_noexec = !ids.is_some_and(sets_memfd_noexec);
         let options = seccomp::Options { require_memfd_noexec, ..seccomp::Options::default() };
-        let this = pidfd_open(nix::unistd::getpid().as_raw()).and_then(channels::high);
         Ok(Self {
             limits,
             ids,
             program: seccomp::program(profile, options)?,
-            init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
-            this: this.map_err(failed("open a pidfd of this process"))?,
+            ground: Ground::survey(true, ids.is_some_and(HostIds::drops_groups))?,
             privileged: mounts::may_clone(),
         })
     }
 
     /// A user namespace, and the guest's user in it.
     pub(crate) fn user(&self) -> Result<Seen, Error> {
-        self.attempt(0, None, &[], |plan, _| idmap::plan_become_guest(plan))
+        self.attempt(0, None, |plan| idmap::plan_become_guest(plan))
     }
 
     /// One more namespace, inside a user namespace.
     pub(crate) fn namespace(&self, kind: Namespace) -> Result<Seen, Error> {
         if kind != Namespace::Cgroup {
-            return self.attempt(kind.flag(), None, &[], |_, _| {});
+            return self.attempt(kind.flag(), None, |_| {});
         }
-        self.attempt(0, None, &[], |plan, _| {
+        self.attempt(0, None, |plan| {
             let flag = Arg::Value(kind.flag().unsigned_abs().into());
             plan.call("make the cgroup namespace", libc::SYS_unshare, &[flag]);
         })
@@ -120,7 +113,7 @@ impl<'a> Prober<'a> {
 
     /// A tmpfs with the limits of a run.
     pub(crate) fn tmpfs(&self) -> Result<Seen, Error> {
-        self.attempt(libc::CLONE_NEWNS, None, &[], |plan, _| {
+        self.attempt(libc::CLONE_NEWNS, None, |plan| {
             plan_private_mounts(plan);
             mounts::tmpfs(plan, "proc", self.limits.disk, self.limits.inodes, "0755", WRITABLE);
         })
@@ -128,7 +121,7 @@ impl<'a> Prober<'a> {
 
     /// A proc file system of its own pid namespace that shows processes alone.
     pub(crate) fn proc(&self) -> Result<Seen, Error> {
-        self.attempt(libc::CLONE_NEWNS | libc::CLONE_NEWPID, None, &[], |plan, _| {
+        self.attempt(libc::CLONE_NEWNS | libc::CLONE_NEWPID, None, |plan| {
             let proc = mounts::plan_proc(plan);
             plan_private_mounts(plan);
             mounts::attach_proc(plan, proc);
@@ -150,28 +143,28 @@ impl<'a> Prober<'a> {
 
     /// Empty capability sets and no_new_privs.
     pub(crate) fn capabilities(&self) -> Result<Seen, Error> {
-        self.attempt(0, None, &[], |plan, _| caps::plan_drop(plan))
+        self.attempt(0, None, |plan| caps::plan_drop(plan))
     }
 
     /// The seccomp filter, with its listener handed to this process.
     pub(crate) fn seccomp(&self) -> Result<Seen, Error> {
-        self.attempt(0, None, &[], |plan, control| {
+        self.attempt(0, None, |plan| {
             caps::plan_drop(plan);
-            self.program.plan(plan, control);
+            self.program.plan(plan);
         })
     }
 
     /// The limits of each process, as far as this process's own hard limits let them be.
     pub(crate) fn rlimits(&self) -> Result<Vec<rlimits::Rlimit>, Error> {
         let limits = rlimits::of(self.limits);
-        self.attempt(0, None, &[], |plan, _| rlimits::plan(plan, &limits))?;
+        self.attempt(0, None, |plan| rlimits::plan(plan, &limits))?;
         Ok(limits)
     }
 
     /// `vm.memfd_noexec` of the sandbox's pid namespace; `None` where a run leaves that to the seccomp filter.
     pub(crate) fn memfd_noexec(&self) -> Option<Result<Seen, Error>> {
         self.ids.is_some_and(sets_memfd_noexec).then(|| {
-            self.attempt(libc::CLONE_NEWPID, None, &[], |plan, _| {
+            self.attempt(libc::CLONE_NEWPID, None, |plan| {
                 plan_file(plan, "forbid executable memfds", c"/proc/sys/vm/memfd_noexec", c"2");
             })
         })
@@ -179,22 +172,20 @@ impl<'a> Prober<'a> {
 
     /// A cgroup with the limits of a run, and a process in it; what its files then say.
     pub(crate) fn cgroup(&self, hierarchy: &Hierarchy, owner: &Owner) -> Result<[String; 3], Error> {
-        let mut cgroup = hierarchy.create(owner, self.limits)?;
-        self.attempt(0, Some(&cgroup), &[], |_, _| {})?;
+        let cgroup = hierarchy.create(owner, self.limits)?;
         let files = cgroup.limit_files();
-        cgroup.remove()?;
+        self.attempt(0, Some(cgroup), |_| {})?;
         Ok(files)
     }
 
     /// Inside the image's root.
     fn inside(&self, image: &Image, build: impl FnOnce(&mut Plan)) -> Result<Seen, Error> {
         let view = image_view(image, self.limits, self.privileged)?;
-        let keep: Vec<RawFd> = view.fds().collect();
-        self.attempt(libc::CLONE_NEWNS | libc::CLONE_NEWPID, None, &keep, |plan, control| {
+        self.attempt(libc::CLONE_NEWNS | libc::CLONE_NEWPID, None, |plan| {
             let proc = mounts::plan_proc(plan);
             view.plan_binds(plan);
             idmap::plan_become_guest(plan);
-            view.plan_private(plan, control);
+            view.plan_private(plan);
             mounts::attach_proc(plan, proc);
             View::plan_pivot(plan);
             build(plan);
@@ -202,54 +193,28 @@ impl<'a> Prober<'a> {
     }
 
     /// Lets an init in a new user namespace, and in `namespaces`, carry out what `build` plans.
-    fn attempt(
-        &self,
-        namespaces: i32,
-        cgroup: Option<&Cgroup>,
-        keep: &[RawFd],
-        build: impl FnOnce(&mut Plan, RawFd),
-    ) -> Result<Seen, Error> {
+    fn attempt(&self, namespaces: i32, cgroup: Option<Cgroup>, build: impl FnOnce(&mut Plan)) -> Result<Seen, Error> {
         let channels = Channels::open(Stdin::Empty).map_err(failed("open the pipes of the run"))?;
-        let entry = cgroup.map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
-        let fds = channels.guest();
-        let mut keep: Vec<RawFd> = keep.iter().copied().chain(fds.all()).collect();
-        keep.push(self.this.as_raw_fd());
-        keep.extend(entry.files.iter().map(AsRawFd::as_raw_fd));
-        let init = spawn(Spawn {
-            init: self.init.as_fd(),
-            control: channels.init.as_fd(),
-            keep,
-            namespaces: u64::from((libc::CLONE_NEWUSER | namespaces).unsigned_abs()),
-            cgroup: entry.folder.as_ref().map(AsFd::as_fd),
-            drop_groups: self.ids.is_some_and(HostIds::drops_groups),
-        })
-        .map_err(|error| Error::Spawn { step: error.step, source: error.source })?;
-        let (pid, clone3) = (init.pid, init.clone3);
-        let attach = if init.in_cgroup { &[] } else { entry.files.as_slice() };
+        let namespaces = u64::from((libc::CLONE_NEWUSER | namespaces).unsigned_abs());
+        let nest = Nest::make(&self.ground, cgroup, namespaces)?;
+        let (pid, clone3) = (nest.init.pid, nest.init.clone3);
+        let host_ids = self.ids.ok_or(OnlyRoot)?.of_this_thread();
+        idmap::write_maps(pid, (GUEST_ID, GUEST_ID), host_ids).map_err(failed("map the guest's user"))?;
+        let mut plan = Plan::new();
+        nest.plan_entry(&mut plan);
+        build(&mut plan);
+        plan.begin_guest();
+        nest.send(&mut plan, &self.ground)?;
         let mut supervisor = Supervisor {
-            init,
+            nest,
             channels: channels.detach(),
-            oom: None,
             cancel: None,
-            cgroup,
             limits: self.limits,
             program: &self.program,
             sink: None,
             listener: None,
             evidence: Evidence::default(),
         };
-        let host_ids = self.ids.ok_or(OnlyRoot)?.of_this_thread();
-        idmap::write_maps(pid, (GUEST_ID, GUEST_ID), host_ids).map_err(failed("map the guest's user"))?;
-        let mut plan = Plan::new();
-        for file in attach {
-            let args = [Arg::Fd(file.as_raw_fd()), literal(c"0"), Arg::Value(1)];
-            plan.call("enter the cgroup", libc::SYS_write, &args);
-        }
-        build(&mut plan, fds.control);
-        plan.begin_guest();
-        let message = plan.encode(self.this.as_raw_fd())?;
-        send(supervisor.channels.control.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)
-            .map_err(|errno| failed("send the plan to init")(errno.into()))?;
         supervisor.wait_ready(&plan, Instant::now() + PATIENCE)?;
         Ok(Seen { host_ids, clone3 })
     }

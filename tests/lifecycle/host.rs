@@ -1,0 +1,135 @@
+//! The library in its host process: many runs, threads, and nothing left of them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nsbox::outcome::Verdict;
+use nsbox::sandbox::Sandbox;
+
+use crate::harness::{alone, sandbox, store};
+use crate::traces::{Traces, resident};
+
+/// Ends of every kind, each with what it should be.
+const ENDS: [(&str, Verdict); 6] = [
+    ("print('well')", Verdict::Ok),
+    ("raise ValueError", Verdict::Error),
+    ("import os; os.kill(os.getpid(), 9)", Verdict::Signal),
+    ("import os; [os.fork() for _ in range(3)]; open('/tmp/left', 'w').write('x')", Verdict::Ok),
+    ("import time; time.sleep(60)", Verdict::Timeout),
+    ("block = bytearray(100 << 20)", Verdict::Oom),
+];
+
+fn expect(sandbox: &Sandbox, source: &str, verdict: Verdict) {
+    let outcome = sandbox.run(source);
+    assert_eq!(outcome.verdict, verdict, "{source}: {} {}", outcome.message, String::from_utf8_lossy(&outcome.stderr));
+}
+
+#[test]
+fn two_hundred_runs_leave_nothing_and_the_host_as_small() {
+    if !alone("host::two_hundred_runs_leave_nothing_and_the_host_as_small") {
+        return;
+    }
+    let sandbox = sandbox(&[("limits.memory", "64m"), ("limits.timeout", "400ms")]);
+    let mut settled = 0;
+    let mut before = None;
+    for i in 0..200 {
+        // One in twenty ends in each of the slow ways.
+        let (source, verdict) = ENDS[if i % 20 < 16 { i % 4 } else { 4 + i % 2 }];
+        // On a machine with much to do an interpreter's own start is not in the limit, a fork of it is.
+        let outcome = sandbox.run(source);
+        assert!(outcome.verdict == verdict || outcome.verdict == Verdict::Timeout, "{source}: {}", outcome.message);
+        if i == 39 {
+            settled = resident();
+            before = Some(Traces::of_this_process());
+        }
+    }
+    assert_eq!(Some(Traces::of_this_process()), before);
+    let grown = resident().saturating_sub(settled);
+    assert!(grown < 512 << 10, "{grown} bytes more after 160 runs");
+}
+
+#[test]
+fn eight_at_once_leave_nothing() {
+    if !alone("host::eight_at_once_leave_nothing") {
+        return;
+    }
+    let sandbox = sandbox(&[("limits.memory", "64m"), ("limits.timeout", "3s")]);
+    expect(&sandbox, "pass", Verdict::Ok);
+    let before = Traces::of_this_process();
+    thread::scope(|scope| {
+        for worker in 0..8 {
+            let sandbox = &sandbox;
+            scope.spawn(move || {
+                for i in 0..4 {
+                    let (source, verdict) = ENDS[(worker + i) % 4];
+                    expect(sandbox, source, verdict);
+                }
+                let (source, verdict) = ENDS[4 + worker % 2];
+                expect(sandbox, source, verdict);
+            });
+        }
+    });
+    assert_eq!(Traces::of_this_process(), before);
+}
+
+#[test]
+fn host_that_waits_for_any_child_steals_none() {
+    if !alone("host::host_that_waits_for_any_child_steals_none") {
+        return;
+    }
+    let sandbox = sandbox(&[]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let thief = scope.spawn(|| {
+            let mut stolen = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                    Err(Errno::ECHILD) => thread::yield_now(),
+                    other => stolen.push(other),
+                }
+            }
+            stolen
+        });
+        for _ in 0..10 {
+            expect(&sandbox, "raise SystemExit(3)", Verdict::Error);
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(thief.join().unwrap(), []);
+    });
+}
+
+#[test]
+fn host_threads_that_allocate_and_lock_do_not_disturb_runs() {
+    if !alone("host::host_threads_that_allocate_and_lock_do_not_disturb_runs") {
+        return;
+    }
+    let sandbox = sandbox(&[]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let blocks: Vec<Vec<u8>> = (1..64).map(|i| vec![1; i * 997]).collect();
+                    assert_eq!(blocks.len(), 63);
+                    thread::yield_now();
+                }
+            });
+        }
+        for _ in 0..20 {
+            expect(&sandbox, "print('well')", Verdict::Ok);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn sandbox_outlives_the_thread_that_made_it() {
+    if !alone("host::sandbox_outlives_the_thread_that_made_it") {
+        return;
+    }
+    assert!(store().is_absolute());
+    let sandbox = thread::spawn(|| sandbox(&[])).join().unwrap();
+    expect(&sandbox, "print('well')", Verdict::Ok);
+}
