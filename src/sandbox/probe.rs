@@ -97,7 +97,7 @@ impl<'a> Prober<'a> {
 
     /// A user namespace, and the guest's user in it.
     pub(crate) fn user(&self) -> Result<Seen, Error> {
-        self.attempt(0, None, |plan| idmap::plan_become_guest(plan))
+        self.attempt(0, None, idmap::plan_become_guest)
     }
 
     /// One more namespace, inside a user namespace.
@@ -143,7 +143,7 @@ impl<'a> Prober<'a> {
 
     /// Empty capability sets and no_new_privs.
     pub(crate) fn capabilities(&self) -> Result<Seen, Error> {
-        self.attempt(0, None, |plan| caps::plan_drop(plan))
+        self.attempt(0, None, caps::plan_drop)
     }
 
     /// The seccomp filter, with its listener handed to this process.
