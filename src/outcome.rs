@@ -300,7 +300,7 @@ impl Verdict {
     pub fn exit_status(self, exit_code: Option<i32>, signal: Option<i32>) -> i32 {
         match self {
             Self::Ok => exit_code.unwrap_or(0),
-            Self::Error => exit_code.unwrap_or(1),
+            Self::Error => exit_code.filter(|&code| code != 0).unwrap_or(1),
             Self::Timeout => 124,
             Self::Oom => 137,
             Self::Signal => 128 + signal.unwrap_or(0),

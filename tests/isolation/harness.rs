@@ -1,9 +1,13 @@
 //! Runs one attack outside, with the bare interpreter, and inside, through the command.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use nsbox::outcome::Outcome;
 use serde_json::Value;
 
@@ -72,12 +76,14 @@ pub fn script(name: &str, source: &str) -> PathBuf {
 /// `nsbox run --json` of a script, ready to start.
 pub fn command(script: &Path, flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nsbox"));
-    command.args(["run", "--json", "--no-check", "--cpus", "2", "--timeout", "60s", "--python", PYTHON]);
+    command.args(["run", "--json", "--no-check", "--python", PYTHON]);
     if !is_root() {
         command.arg("--allow-degraded");
     }
     command.args(flags).arg(script).stdin(Stdio::null());
     command.env("NSBOX_STORE", folder().join("store")).env("NSBOX_EVENT_LOG", "none");
+    // As variables, which a test's own flags override.
+    command.env("NSBOX_LIMITS_CPUS", "2").env("NSBOX_LIMITS_TIMEOUT", "60s");
     command
 }
 
@@ -106,7 +112,7 @@ pub fn said(outcome: &Outcome) -> Value {
 }
 
 /// Where a file of attacks is.
-fn attacks(file: &str) -> PathBuf {
+pub fn attacks(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation/guest").join(file)
 }
 
@@ -119,20 +125,19 @@ pub fn attack_outside(file: &str, args: &[&str]) -> Value {
 
 /// Runs a file of attacks inside, with arguments. It is an input there, so that it can be executed anew.
 pub fn attack_inside(file: &str, args: &[&str], flags: &[&str]) -> Outcome {
-    let driver = folder().join(format!("drive-{file}"));
-    if !driver.exists() {
-        let source = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n";
-        let fresh = folder().join(format!("drive-{file}-{}", serial()));
-        std::fs::write(&fresh, source).expect("a driver");
-        std::fs::rename(fresh, &driver).expect("a driver");
-    }
-    let mut command = command(&driver, flags);
-    // Options come before the script just as well after it.
+    let mut command = command(&driver(), flags);
     command.arg("--input").arg(format!("{file}={}", attacks(file).display()));
     for arg in std::iter::once(format!("/input/{file}").as_str()).chain(args.iter().copied()) {
         command.args(["--arg", arg]);
     }
     parse(&command.output().expect("nsbox starts"))
+}
+
+/// A script that runs its first argument as a script, with the others.
+pub fn driver() -> PathBuf {
+    static DRIVER: OnceLock<PathBuf> = OnceLock::new();
+    let source = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n";
+    DRIVER.get_or_init(|| script("driver.py", source)).clone()
 }
 
 /// A number that no other call of this process gets.
@@ -155,4 +160,39 @@ pub fn processes(marker: &str) -> Vec<i32> {
             .is_ok_and(|line| line.windows(marker.len()).any(|window| window == marker.as_bytes()))
     })
     .collect()
+}
+
+/// The guest's own process, seen from the host, once it runs.
+pub fn wait_for_guest(marker: &str) -> i32 {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        // The launcher's command line has the marker too; the guest's pid is another inside.
+        let guest = processes(marker).into_iter().find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
+                let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+                pids.is_some_and(|pids| pids.split_whitespace().count() > 1)
+            })
+        });
+        if let Some(guest) = guest {
+            return guest;
+        }
+        sleep(Duration::from_millis(5));
+    }
+    panic!("no guest of {marker} came up");
+}
+
+/// Waits until `held` is true, for a while.
+pub fn eventually(what: &str, mut held: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !held() {
+        assert!(Instant::now() < deadline, "{what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends a launcher by asking it to.
+pub fn end(launcher: &mut Child) {
+    let pid = Pid::from_raw(launcher.id().cast_signed());
+    kill(pid, Signal::SIGTERM).expect("the launcher is there");
+    launcher.wait().expect("the launcher ends");
 }

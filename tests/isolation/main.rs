@@ -3,5 +3,13 @@
 //! The attacks of each module are the guest's scripts; why each fails is asserted (errno, verdict, violation), so that a
 //! pass tells which layer held. With `NSBOX_TEST_MUST_RUN=1` nothing is skipped for want of a capability.
 
+mod boundary;
+mod channel;
 mod harness;
+mod host;
+mod inherited;
 mod kernel;
+mod lifecycle;
+mod network;
+mod paths;
+mod resources;
