@@ -98,6 +98,12 @@ pub enum Error {
         /// The name given.
         name: String,
     },
+    /// Two inputs of one name.
+    #[error("two inputs are named {name:?}: give each a name of its own")]
+    InputTwice {
+        /// The name.
+        name: String,
+    },
     /// An input's file or folder.
     #[error("failed to open the input {name}={}", path.display())]
     Input {
@@ -325,9 +331,12 @@ impl Sandbox {
         for image::Bind { source, target, kind } in &self.image.late_binds {
             view.late_binds.push((bind(source, target)?, *kind == Kind::Dir));
         }
-        for (name, path) in inputs {
+        for (i, (name, path)) in inputs.iter().enumerate() {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
+            }
+            if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Error::InputTwice { name: name.clone() });
             }
             let failed = |source| Error::Input { name: name.clone(), path: path.clone(), source };
             let real = path.canonicalize().map_err(failed)?;

@@ -78,7 +78,10 @@ fn config_show_is_a_configuration_again_and_tells_origins() {
     command.env("NSBOX_LIMITS_CPUS", "1.5");
     let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
     for (value, origin) in [("memory: 100m", "--memory"), ("pids: 10", path), ("cpus: 1.5", "NSBOX_LIMITS_CPUS")] {
-        let line = shown.lines().find(|line| line.trim_start().starts_with(value)).unwrap_or_else(|| panic!("{value}: {shown}"));
+        let line = shown
+            .lines()
+            .find(|line| line.trim_start().starts_with(value))
+            .unwrap_or_else(|| panic!("{value}: {shown}"));
         assert!(line.contains(origin), "{line}");
     }
     fs::write(&file, &shown).unwrap();
@@ -129,8 +132,14 @@ fn man_page_names_every_command_and_flag() {
     if !require(Command::new("man").arg("--version").output().is_ok(), "man") {
         return;
     }
-    let mut child = Command::new("man").args(["--warnings", "-l", "-"]).env("MANPAGER", "cat")
-        .stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("man")
+        .args(["--warnings", "-l", "-"])
+        .env("MANPAGER", "cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && !output.stdout.is_empty());

@@ -25,13 +25,15 @@ fn script_of_a_file_bears_its_name() {
 
 #[test]
 fn args_are_the_scripts_own() {
-    let ran = run(&["--arg", "--fast", "--arg", "two words", "--arg", "é"], "import sys\nresult = sys.argv[1:]").expect("ok");
+    let ran =
+        run(&["--arg", "--fast", "--arg", "two words", "--arg", "é"], "import sys\nresult = sys.argv[1:]").expect("ok");
     assert_eq!(ran.json["result"], json!(["--fast", "two words", "é"]));
 }
 
 #[test]
 fn env_is_what_was_given_and_not_the_callers() {
-    let mut command = nsbox(["run", "--json", "--no-check", "--env", "TZ=Asia/Taipei", "--env", "EMPTY=", "--env", "EQ=a=b", "-"]);
+    let mut command =
+        nsbox(["run", "--json", "--no-check", "--env", "TZ=Asia/Taipei", "--env", "EMPTY=", "--env", "EQ=a=b", "-"]);
     command.env("SECRET_TOKEN", "of the caller").env("PYTHONPATH", "/of/the/caller");
     let ran = outcome_of(command, b"import os\nresult = dict(os.environ)").expect("ok");
     let seen = &ran.json["result"];
@@ -130,7 +132,8 @@ fn input_by_a_link_is_what_it_leads_to() {
     let folder = inputs();
     let link = folder.path().join("link");
     std::os::unix::fs::symlink("prices.csv", &link).unwrap();
-    let ran = run(&["--input", &format!("prices={}", link.display())], "result = open('/input/prices').read()").expect("ok");
+    let ran =
+        run(&["--input", &format!("prices={}", link.display())], "result = open('/input/prices').read()").expect("ok");
     assert_eq!(ran.json["result"], "close\n1\n2\n");
 }
 
@@ -152,7 +155,8 @@ fn input_names_and_paths_are_validated() {
 fn input_given_twice_is_refused() {
     let folder = inputs();
     let file = format!("a={}", folder.path().join("prices.csv").display());
-    run(&["--input", &file, "--input", &file], "print('ran')").expect("unavailable");
+    let ran = run(&["--input", &file, "--input", &file], "print('ran')").expect("unavailable");
+    ran.says("two inputs are named \"a\"");
 }
 
 #[test]

@@ -23,7 +23,10 @@ const ALONE: &str = "NSBOX_TEST_ALONE";
 #[must_use]
 pub fn require(present: bool, what: &str) -> bool {
     if !present {
-        assert!(env::var_os("NSBOX_TEST_MUST_RUN").is_none_or(|value| value != "1"), "must run, but there is no {what}");
+        assert!(
+            env::var_os("NSBOX_TEST_MUST_RUN").is_none_or(|value| value != "1"),
+            "must run, but there is no {what}"
+        );
         // Past the capture of the test's output: a skip must be seen.
         writeln!(io::stderr(), "SKIPPED: there is no {what}").unwrap();
     }

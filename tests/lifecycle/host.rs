@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nsbox::outcome::Verdict;
 use nsbox::sandbox::Sandbox;
@@ -75,26 +74,21 @@ fn eight_at_once_leave_nothing() {
 }
 
 #[test]
-fn host_that_waits_for_any_child_steals_none() {
-    if !alone("host::host_that_waits_for_any_child_steals_none") {
+fn host_that_waits_for_any_child_loses_no_run() {
+    if !alone("host::host_that_waits_for_any_child_loses_no_run") {
         return;
     }
     let sandbox = sandbox(&[]);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let thief = scope.spawn(|| {
-            let mut stolen = Vec::new();
+        // Hosts that reap whatever there is: shells, job runners, Python's `os.wait`.
+        scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                    Err(Errno::ECHILD) => thread::yield_now(),
-                    other => stolen.push(other),
-                }
+                waitpid(None, Some(WaitPidFlag::WNOHANG)).ok();
             }
-            stolen
         });
-        let outcomes: Vec<_> = (0..10).map(|_| sandbox.run("raise SystemExit(3)")).collect();
+        let outcomes: Vec<_> = (0..20).map(|_| sandbox.run("raise SystemExit(3)")).collect();
         done.store(true, Ordering::Relaxed);
-        assert_eq!(thief.join().unwrap(), []);
         for outcome in outcomes {
             assert_eq!((outcome.verdict, outcome.exit_code), (Verdict::Error, Some(3)), "{}", outcome.message);
         }

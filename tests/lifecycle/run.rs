@@ -64,8 +64,7 @@ fn command_killed_outright_takes_the_guest_with_it() {
     running.child.kill().unwrap();
     running.finish();
     until("init and the guest are gone", || !exists(init) && !exists(guest));
-    // Nobody is left to remove its cgroup but the next run.
-    assert!(!cgroups_of(command).is_empty());
+    // Nobody is left to remove its cgroup but the next run, whosever that is.
     run(&[], "pass").expect("ok");
     until("the next run has removed the cgroup", || cgroups_of(command).is_empty());
 }
@@ -97,7 +96,9 @@ result = [open("/tmp/mine").read(), os.listdir("/tmp"), len(processes), os.getpi
 "#;
     let pids: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..5)
-            .map(|i| scope.spawn(move || run(&[], &source.replace("ME", &i.to_string())).expect("ok").json["result"].clone()))
+            .map(|i| {
+                scope.spawn(move || run(&[], &source.replace("ME", &i.to_string())).expect("ok").json["result"].clone())
+            })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
@@ -140,7 +141,8 @@ while not any(open(f"/proc/{p}/comm").read() == "straggler\n" for p in os.listdi
     let ran = run(&[], source).expect("ok");
     assert!(begun.elapsed() < Duration::from_secs(30));
     assert_eq!(ran.outcome.ended, Ended::Exited);
-    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let all =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     assert!(!all.into_iter().any(|pid| crate::harness::comm(pid) == "straggler"));
 }
 

@@ -25,8 +25,10 @@ impl Traces {
         let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
         let targets = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
         // The one that this list is read through is none of them.
-        let mut descriptors: Vec<_> =
-            targets.map(|target| target.to_string_lossy().into_owned()).filter(|target| !target.ends_with("/fd")).collect();
+        let mut descriptors: Vec<_> = targets
+            .map(|target| target.to_string_lossy().into_owned())
+            .filter(|target| !target.ends_with("/fd"))
+            .collect();
         descriptors.sort();
         let this = std::process::id();
         Self {

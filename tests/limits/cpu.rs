@@ -49,7 +49,8 @@ fn cpus_are_as_many_as_the_script_may_use() {
     if !crate::harness::require(std::thread::available_parallelism().unwrap().get() >= 2, "second CPU") {
         return;
     }
-    let source = "import os\nmetrics = {'cpus': len(os.sched_getaffinity(0)), 'threads': os.environ['OMP_NUM_THREADS']}";
+    let source =
+        "import os\nmetrics = {'cpus': len(os.sched_getaffinity(0)), 'threads': os.environ['OMP_NUM_THREADS']}";
     for (cpus, seen) in [("0.5", 1), ("1", 1), ("2", 2)] {
         let ran = run(&["--cpus", cpus], source).expect("ok");
         assert_eq!(ran.json["metrics"]["cpus"], seen, "--cpus {cpus}");

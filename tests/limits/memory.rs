@@ -4,7 +4,9 @@ use crate::harness::run;
 
 #[test]
 fn memory_over_its_limit_is_oom() {
-    let ran = run(&["--memory", "64m"], "block = bytearray(100 << 20)").expect("oom").says("more than 64m of memory (--memory)");
+    let ran = run(&["--memory", "64m"], "block = bytearray(100 << 20)")
+        .expect("oom")
+        .says("more than 64m of memory (--memory)");
     assert_eq!(ran.status, 137);
     assert!(ran.outcome.usage.peak_memory_bytes.unwrap() <= 64 << 20);
 }

@@ -10,10 +10,17 @@ fn print(stream: &str, count: usize) -> String {
 
 #[test]
 fn output_over_its_limit_is_cut_and_noted() {
-    let ran = run(&["--output-limit", "4k"], &print("stdout", 4097)).expect("ok").says("stdout was cut at 4k (--output-limit)");
+    let ran = run(&["--output-limit", "4k"], &print("stdout", 4097))
+        .expect("ok")
+        .says("stdout was cut at 4k (--output-limit)");
     assert_eq!((ran.stdout().len(), ran.outcome.stdout_truncated, ran.outcome.stderr_truncated), (4096, true, false));
-    let ran = run(&["--output-limit", "4k"], &print("stderr", 400_000)).expect("ok").says("stderr was cut at 4k (--output-limit)");
-    assert_eq!((ran.outcome.stderr.len(), ran.outcome.stdout_truncated, ran.outcome.stderr_truncated), (4096, false, true));
+    let ran = run(&["--output-limit", "4k"], &print("stderr", 400_000))
+        .expect("ok")
+        .says("stderr was cut at 4k (--output-limit)");
+    assert_eq!(
+        (ran.outcome.stderr.len(), ran.outcome.stdout_truncated, ran.outcome.stderr_truncated),
+        (4096, false, true)
+    );
 }
 
 #[test]
@@ -45,7 +52,8 @@ fn result_has_a_limit() {
     let limit = [("NSBOX_LIMITS_RESULT", "64k")];
     let ran = run_with(&limit, &[], "result = 'x' * 60_000").expect("ok");
     assert_eq!(ran.json["result"].as_str().unwrap().len(), 60_000);
-    let ran = run_with(&limit, &[], "result = 'x' * 70_000").expect("output-limit").says("larger than 64k (limits.result)");
+    let ran =
+        run_with(&limit, &[], "result = 'x' * 70_000").expect("output-limit").says("larger than 64k (limits.result)");
     assert_eq!((ran.status, &ran.outcome.result), (122, &None));
 }
 

@@ -75,8 +75,14 @@ fn delegated_cgroup_makes_a_run_whole() {
     let ran = user.run(&delegation.0, &["--memory", "100m", "--pids", "9", "--cpus", "1"], "print('ran')").expect("ok");
     assert!(!ran.outcome.degraded, "{:#}", ran.json["enforced"]);
     let cgroup = &ran.json["enforced"]["cgroup"];
-    assert_eq!((&cgroup["version"], &cgroup["memory"]["applied"]), (&json!(1), &json!("memory.limit_in_bytes=104857600")));
-    assert_eq!((&cgroup["pids"]["applied"], &cgroup["cpu"]["applied"]), (&json!("pids.max=10"), &json!("cpu.cfs_quota_us=100000")));
+    assert_eq!(
+        (&cgroup["version"], &cgroup["memory"]["applied"]),
+        (&json!(1), &json!("memory.limit_in_bytes=104857600"))
+    );
+    assert_eq!(
+        (&cgroup["pids"]["applied"], &cgroup["cpu"]["applied"]),
+        (&json!("pids.max=10"), &json!("cpu.cfs_quota_us=100000"))
+    );
     for folder in &delegation.0 {
         let left: Vec<_> = fs::read_dir(folder).unwrap().flatten().filter(|entry| entry.path().is_dir()).collect();
         assert!(left.is_empty(), "{left:?}");

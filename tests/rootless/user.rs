@@ -23,7 +23,10 @@ impl User {
     /// `None` where this machine has no such user, which is said.
     pub fn find() -> Option<Self> {
         let found = require(Path::new("/usr/bin/python3").exists(), "/usr/bin/python3, which every user may read")
-            && require(user_namespaces(), "user namespace for ordinary users (sysctl kernel.unprivileged_userns_clone=1)");
+            && require(
+                user_namespaces(),
+                "user namespace for ordinary users (sysctl kernel.unprivileged_userns_clone=1)",
+            );
         if !found {
             return None;
         }
@@ -83,7 +86,17 @@ impl User {
 fn user_namespaces() -> bool {
     let mut command = Command::new(if is_root() { "setpriv" } else { "unshare" });
     if is_root() {
-        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups", "--inh-caps=-all", "unshare"]);
+        command.args([
+            &format!("--reuid={NOBODY}"),
+            &format!("--regid={NOBODY}"),
+            "--clear-groups",
+            "--inh-caps=-all",
+            "unshare",
+        ]);
     }
-    command.args(["--user", "--map-root-user", "true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .args(["--user", "--map-root-user", "true"])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
