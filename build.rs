@@ -40,8 +40,10 @@ fn convert_policy(output: &Path) -> Result<(), Box<dyn Error>> {
 /// A name for the content of `rootfs/guest`: it tells versions apart, it does not guard against forgery.
 fn guest_digest() -> Result<u64, Box<dyn Error>> {
     println!("cargo::rerun-if-changed=rootfs/guest");
-    let files = fs::read_dir("rootfs/guest")?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, std::io::Error>>();
-    let mut files: Vec<PathBuf> = files?.into_iter().filter(|file| file.extension().is_some_and(|e| e == "py")).collect();
+    let files =
+        fs::read_dir("rootfs/guest")?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, std::io::Error>>();
+    let mut files: Vec<PathBuf> =
+        files?.into_iter().filter(|file| file.extension().is_some_and(|e| e == "py")).collect();
     files.sort();
     let mut hasher = DefaultHasher::new();
     for file in files {

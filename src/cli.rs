@@ -2,8 +2,10 @@
 
 mod check;
 mod config;
+mod doctor;
 mod run;
 mod seccomp;
+mod spec;
 mod terminal;
 
 use std::borrow::Cow;
@@ -37,12 +39,16 @@ enum Command {
     Run(Box<run::Args>),
     /// Checks scripts against the policy without running them
     Check(check::Args),
+    /// Tells what this machine allows, layer by layer, and what mends what it does not
+    Doctor(Box<doctor::Args>),
     /// Shows the configuration
     #[command(subcommand)]
     Config(config::Command),
     /// Shows and explains the seccomp profiles
     #[command(subcommand)]
     Seccomp(seccomp::Command),
+    /// Prints a run as the config.json of an OCI runtime, without running it
+    Spec(Box<spec::Args>),
     /// Prints a completion script for a shell
     Completions {
         /// The shell
@@ -85,8 +91,10 @@ pub fn main() -> ExitCode {
     let result = match args.command {
         Command::Run(args) => run::main(*args),
         Command::Check(args) => check::main(&args),
+        Command::Doctor(args) => doctor::main(&args),
         Command::Config(command) => config::main(&command),
         Command::Seccomp(command) => seccomp::main(&command),
+        Command::Spec(args) => spec::main(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "nsbox", &mut io::stdout());
             Ok(0)

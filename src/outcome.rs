@@ -3,6 +3,7 @@
 //! Filled by the backend from kernel evidence (waitid, cgroup counters, seccomp notifications), never from what the guest
 //! says of its own end. Its JSON form is described by `config/outcome.schema.json`.
 
+mod array;
 mod decode;
 mod enforced;
 mod table;
@@ -11,10 +12,11 @@ mod value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use array::{Array, DType, TimeUnit};
 pub use decode::{Document, Error, Limits, ScriptError, decode};
 pub use enforced::{Cgroup, Enforced, Layer, LayerStatus};
 pub use table::{Table, TableError, TableKind};
-pub use value::{Array, DType, TimeUnit, Value};
+pub use value::Value;
 
 /// Version of the outcome's schema, its field `schema`.
 pub const SCHEMA_VERSION: u32 = 1;

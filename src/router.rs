@@ -15,19 +15,19 @@ pub fn run(config: Config, script: Script, watch: Watch<'_>, log: &Log) -> Outco
         Ok(backend) => backend,
         Err(why) => return record(unavailable(&config.image, &why), log),
     };
-    log.write(&Event::new(EventType::ExecutionModeSelected, format!("{} runs on namespaces", script.shown())).mode(backend));
-    let image = config.image.clone();
-    let outcome = match Sandbox::new(config) {
-        Ok(sandbox) => sandbox.run_watched(script, watch),
-        Err(error) => unavailable(&image, &crate::sandbox::chain(&error)),
-    };
-    record(outcome, log)
+    log.write(
+        &Event::new(EventType::ExecutionModeSelected, format!("{} runs on namespaces", script.shown())).mode(backend),
+    );
+    record(Sandbox::run_once(config, script, watch), log)
 }
 
 /// The backend that the configuration asks for, if this version has it.
 fn choose(config: &Config) -> Result<Backend, String> {
     if !config.enabled {
-        return Err("enabled is false, which asks for a run without isolation: this version has none; set enabled: true".to_owned());
+        return Err(
+            "enabled is false, which asks for a run without isolation: this version has none; set enabled: true"
+                .to_owned(),
+        );
     }
     match config.backend {
         BackendChoice::Auto | BackendChoice::Only(Backend::Namespace) => Ok(Backend::Namespace),

@@ -7,47 +7,45 @@
 mod account;
 mod artifacts;
 mod caps;
-mod cgroup;
+pub(crate) mod cgroup;
 mod channels;
 mod guest;
 mod idmap;
-mod landlock;
+pub(crate) mod landlock;
 mod measure;
 mod mounts;
+mod nest;
+mod oci;
 mod plan;
-mod rlimits;
+pub(crate) mod probe;
+pub(crate) mod rlimits;
 mod script;
 pub mod seccomp;
 mod supervise;
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ::caps::{CapSet, Capability, has_cap};
-use nix::sys::socket::{MsgFlags, send};
-
 use crate::check::{self, Policy};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
-use crate::sys::clone::{NAMESPACES, Spawn, spawn};
-use crate::sys::fd::pidfd_open;
-pub(crate) use account::{chain, unavailable};
+use crate::sys::clone::NAMESPACES;
 use account::Account;
-use cgroup::{Cgroup, Hierarchy, Owner};
+pub(crate) use account::{chain, unavailable};
+use cgroup::Cgroup;
 use channels::Channels;
 use idmap::HostIds;
 use mounts::{Bind, View};
+use nest::{Ground, Nest};
 use plan::{Arg, Plan, literal};
-pub use script::{Cancel, Script, Stdin, Watch};
+pub use script::{Cancel, Script, Sink, Stdin, Watch};
 pub use supervise::Stream;
 use supervise::Supervisor;
-
-/// The freestanding init, compiled by `build.rs`.
-const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-init"));
 
 /// Why there is no sandbox, or why a run did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +67,7 @@ pub enum Error {
     #[error(transparent)]
     UserMap(#[from] idmap::OnlyRoot),
     /// The namespaces or init.
-    #[error("failed to {step}{}", knob(*.step, .source))]
+    #[error("failed to {step}{}", knob(.step, .source))]
     Spawn {
         /// What was tried.
         step: &'static str,
@@ -115,6 +113,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The description of a run for OCI runtimes.
+    #[error("failed to describe the run in the OCI format")]
+    Oci(#[from] oci_spec::OciSpecError),
     /// A configuration that this backend cannot serve.
     #[error("{0}")]
     Unsupported(String),
@@ -137,17 +138,14 @@ fn knob(step: &str, source: &io::Error) -> String {
 #[derive(Debug)]
 pub struct Sandbox {
     config: Config,
+    ids: HostIds,
     image: Image,
     policy: Option<Policy>,
     program: seccomp::Program,
-    hierarchy: Result<Hierarchy, String>,
-    owner: Owner,
-    ids: HostIds,
-    init: OwnedFd,
-    this: OwnedFd,
     runner: guest::Runner,
     privileged: bool,
     landlock: Option<i32>,
+    ground: Ground,
 }
 
 impl Sandbox {
@@ -156,59 +154,58 @@ impl Sandbox {
     /// # Errors
     /// Whatever of that cannot be had; nothing is replaced by something weaker unless `config.allow_degraded` says so.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let store = image::store_dir()?;
-        let image = if config.image == "host" {
-            image::host(config.python.as_deref(), &store)?
-        } else {
-            image::rootfs(Path::new(&config.image), config.python.as_deref(), &store)?
-        };
         let ids = HostIds::choose()?;
-        let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
-        let program = seccomp::program(&config.seccomp, options)?;
-        let policy = match (&config.policy, config.check) {
-            (Some(path), true) => Some(Policy::load(path)?),
-            _ => None,
-        };
-        let hierarchy = match Hierarchy::discover() {
-            Ok(hierarchy) => Ok(hierarchy),
-            Err(error) if config.allow_degraded => Err(error.to_string()),
-            Err(error) => return Err(error.into()),
-        };
-        let runner = guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
-        let this = pidfd_open(nix::unistd::getpid().as_raw()).and_then(channels::high);
-        let mut sandbox = Self {
-            policy,
-            program,
-            hierarchy,
-            owner: Owner::current().map_err(failed("name this process"))?,
-            ids,
-            init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
-            this: this.map_err(failed("open a pidfd of this process"))?,
-            runner,
-            privileged: has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false),
-            landlock: landlock::abi(),
-            image,
-            config,
-        };
-        if sandbox.runner.is_source() {
-            sandbox.compile_runner()?;
-        }
+        let ground = Ground::survey(config.allow_degraded, ids.drops_groups())?;
+        let mut sandbox = Equipment::gather(&config, ids)?.complete(config, ids, ground);
+        sandbox.compile_runner()?;
         Ok(sandbox)
     }
 
-    /// Compiles the guest's runner for this interpreter, in a sandbox like any other run.
+    /// Runs one script by `config`: as [`Sandbox::new`] and [`Sandbox::run_watched`] do, but makes the namespaces while
+    /// the image is looked for.
+    pub(crate) fn run_once(config: Config, script: Script, watch: Watch<'_>) -> Outcome {
+        let image = config.image.clone();
+        Self::prepare(config)
+            .map(|(sandbox, nest)| {
+                sandbox.account_for(sandbox.execute(script, watch, sandbox.config.check, Some(nest)))
+            })
+            .unwrap_or_else(|error| unavailable(&image, &chain(&error)))
+    }
+
+    /// A sandbox, and the nest of its first run.
+    fn prepare(config: Config) -> Result<(Self, Nest), Error> {
+        let ids = HostIds::choose()?;
+        let (equipment, ground) = std::thread::scope(|scope| {
+            let nest = scope.spawn(|| {
+                let ground = Ground::survey(config.allow_degraded, ids.drops_groups())?;
+                let nest = Nest::make(&ground, ground.cgroup(&config)?, NAMESPACES)?;
+                Ok::<_, Error>((ground, nest))
+            });
+            let equipment = Equipment::gather(&config, ids);
+            let panicked = || Err(failed("make the namespaces")(io::Error::other("its thread panicked")));
+            (equipment, nest.join().unwrap_or_else(|_| panicked()))
+        });
+        let (ground, nest) = ground?;
+        let mut sandbox = equipment?.complete(config, ids, ground);
+        sandbox.compile_runner()?;
+        Ok((sandbox, nest))
+    }
+
+    /// Compiles the guest's runner for this interpreter if that has not been done, in a sandbox like any other run.
     fn compile_runner(&mut self) -> Result<(), Error> {
+        if !self.runner.is_source() {
+            return Ok(());
+        }
         let script = Script::from(guest::COMPILE).name("compile.py");
         // Under limits of its own: those of the caller's script may be too tight for it.
         let limits = std::mem::take(&mut self.config.limits);
-        let outcome = self.execute(script, Watch::default(), false);
+        let outcome = self.execute(script, Watch::default(), false, None);
         self.config.limits = limits;
         let outcome = outcome?;
         let files = account::files_of(&outcome);
-        self.runner.store_compiled(&files).map_err(|source| Error::Step {
-            step: format!("compile the guest's runner: {}", outcome.message),
-            source,
-        })
+        self.runner
+            .store_compiled(&files)
+            .map_err(|source| Error::Step { step: format!("compile the guest's runner: {}", outcome.message), source })
     }
 
     /// Runs one script to its end.
@@ -220,66 +217,41 @@ impl Sandbox {
 
     /// Runs one script to its end, watched.
     pub fn run_watched(&self, script: impl Into<Script>, watch: Watch<'_>) -> Outcome {
-        self.execute(script.into(), watch, self.config.check)
-            .unwrap_or_else(|error| account::failed(&self.config, &self.image.name, &error))
+        self.account_for(self.execute(script.into(), watch, self.config.check, None))
     }
 
-    /// The whole of a run.
-    fn execute(&self, script: Script, watch: Watch<'_>, check: bool) -> Result<Outcome, Error> {
+    fn account_for(&self, result: Result<Outcome, Error>) -> Outcome {
+        result.unwrap_or_else(|error| account::failed(&self.config, &self.image.name, &error))
+    }
+
+    /// The whole of a run, in `nest` or a new one.
+    fn execute(&self, script: Script, watch: Watch<'_>, check: bool, nest: Option<Nest>) -> Result<Outcome, Error> {
         let mut account = Account::begin(self);
         let setup_deadline = Instant::now() + self.config.limits.setup_timeout;
         let Script { name: shown, source, args, inputs, stdin, artifacts } = script;
-        let view = self.view(&inputs, artifacts.is_some())?;
+        let nest = match nest {
+            Some(nest) => nest,
+            None => Nest::make(&self.ground, self.ground.cgroup(&self.config)?, NAMESPACES)?,
+        };
+        let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
+        idmap::write_maps(nest.init.pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;
+        let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
         let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
-        let cgroup = self.cgroup()?;
-        let entry = cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
-
-        let fds = channels.guest();
-        let mut keep: Vec<RawFd> = view.fds().chain(fds.all()).collect();
-        keep.push(self.this.as_raw_fd());
-        keep.extend(entry.files.iter().map(AsRawFd::as_raw_fd));
-        let init = spawn(Spawn {
-            init: self.init.as_fd(),
-            control: channels.init.as_fd(),
-            keep,
-            namespaces: NAMESPACES,
-            cgroup: entry.folder.as_ref().map(AsFd::as_fd),
-            drop_groups: self.drops_groups(),
-        })
-        .map_err(|error| Error::Spawn { step: error.step, source: error.source })?;
-        let pid = init.pid;
-        let attach = if init.in_cgroup { &[] } else { entry.files.as_slice() };
-        // From here on the supervisor ends init whatever happens.
+        let file = guest::script_path(&shown);
+        let command = self.command(&file, &args, &inputs);
+        let mut plan = self.plan(&nest, &view, &account.rlimits, &command, channels.guest());
+        nest.send(&mut plan, &self.ground)?;
+        drop(view);
         let mut supervisor = Supervisor {
-            init,
+            nest,
             channels: channels.detach(),
-            oom: None,
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
-            cgroup: cgroup.as_ref(),
             limits: &self.config.limits,
             program: &self.program,
             sink: watch.sink,
             listener: None,
             evidence: supervise::Evidence::default(),
         };
-        if let Some(cgroup) = &cgroup {
-            supervisor.oom = cgroup.oom_event().map_err(failed("watch for the end of memory"))?;
-        }
-        account.host_ids = self.ids.write(pid).map_err(failed("map the guest's user"))?;
-
-        let file = guest::script_path(&shown);
-        let command = guest::Command {
-            runner: &self.runner,
-            python: &self.image.python,
-            file: &file,
-            args: &args,
-            inputs: inputs.iter().map(|(name, _)| name.as_str()).collect(),
-        };
-        let plan = self.plan(&view, attach, &account.rlimits, &command, fds, pid);
-        let message = plan.encode(self.this.as_raw_fd())?;
-        send(supervisor.channels.control.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)
-            .map_err(|errno| failed("send the plan to init")(errno.into()))?;
-        drop(view);
 
         // Init works on another CPU meanwhile.
         let text = if check {
@@ -295,12 +267,13 @@ impl Sandbox {
             source
         };
         channels::write_sealed(&mut supervisor.channels.code, &text).map_err(failed("hand over the script"))?;
-        if let Ok(hierarchy) = &self.hierarchy {
-            hierarchy.sweep(&self.owner);
+        if let Ok(hierarchy) = &self.ground.hierarchy {
+            hierarchy.sweep(&self.ground.owner);
         }
         supervisor.wait_ready(&plan, setup_deadline)?;
-        account.armed(cgroup.as_ref());
+        account.armed(supervisor.nest.cgroup.as_ref());
         let evidence = supervisor.run(&plan, setup_deadline)?;
+        let cgroup = supervisor.nest.cgroup.take();
         let counters = cgroup.as_ref().map(Cgroup::counters);
         if let Some(mut cgroup) = cgroup {
             cgroup.remove()?;
@@ -308,29 +281,17 @@ impl Sandbox {
         Ok(account.close(evidence, counters, artifacts.as_deref()))
     }
 
+    /// What the guest's process executes; `file` is its script, as it sees it.
+    fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
+        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        guest::Command { runner: &self.runner, python: &self.image.python, file, args, inputs }
+    }
+
     /// The guest's file system, with every source opened.
-    fn view(&self, inputs: &[(String, PathBuf)], output: bool) -> Result<View, Error> {
-        let bind = |source: &Path, target: &Path| {
-            Bind::new(source, target, self.privileged).map_err(|error| Error::Step {
-                step: format!("open {} for the guest", source.display()),
-                source: error,
-            })
-        };
-        let mut view = View {
-            root: bind(&self.image.skeleton, Path::new("/"))?,
-            binds: Bind::devices(self.privileged).map_err(failed("open the device nodes"))?,
-            late_binds: Vec::new(),
-            inputs: Vec::new(),
-            disk: (self.config.limits.disk, self.config.limits.inodes),
-            output: output.then_some(self.config.limits.artifacts),
-        };
-        for image::Bind { source, target, .. } in &self.image.binds {
-            view.binds.push(bind(source, target)?);
-        }
-        view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"))?);
-        for image::Bind { source, target, kind } in &self.image.late_binds {
-            view.late_binds.push((bind(source, target)?, *kind == Kind::Dir));
-        }
+    fn view(&self, inputs: &[(String, PathBuf)], output: bool, guest: (u32, u32)) -> Result<View, Error> {
+        let mut view = image_view(&self.image, &self.config.limits, self.privileged)?;
+        view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"), self.privileged)?);
+        view.output = output.then_some(self.config.limits.artifacts);
         for (i, (name, path)) in inputs.iter().enumerate() {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
@@ -338,49 +299,46 @@ impl Sandbox {
             if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
                 return Err(Error::InputTwice { name: name.clone() });
             }
-            let failed = |source| Error::Input { name: name.clone(), path: path.clone(), source };
-            let real = path.canonicalize().map_err(failed)?;
-            let kind = std::fs::metadata(&real).map_err(failed)?.file_type();
-            if !kind.is_dir() && !kind.is_file() {
-                return Err(failed(io::Error::other("an input is a regular file or a folder")));
-            }
-            let target = Path::new("/input").join(name);
-            view.inputs.push((Bind::new(&real, &target, self.privileged).map_err(failed)?, kind.is_dir()));
+            let input = self.input(name, path, guest).map_err(|source| Error::Input {
+                name: name.clone(),
+                path: path.clone(),
+                source,
+            })?;
+            view.inputs.push(input);
         }
         Ok(view)
     }
 
-    fn cgroup(&self) -> Result<Option<Cgroup>, Error> {
-        let Ok(hierarchy) = &self.hierarchy else { return Ok(None) };
-        match hierarchy.create(&self.owner, &self.config.limits) {
-            Ok(cgroup) => Ok(Some(cgroup)),
-            Err(_) if self.config.allow_degraded => Ok(None),
-            Err(error) => Err(error.into()),
+    /// A file or folder of the caller's, bound under /input; and whether it is a folder.
+    fn input(&self, name: &str, path: &Path, guest: (u32, u32)) -> io::Result<(Bind, bool)> {
+        let real = path.canonicalize()?;
+        let metadata = std::fs::metadata(&real)?;
+        if !metadata.is_dir() && !metadata.is_file() {
+            return Err(io::Error::other("an input is a regular file or a folder"));
         }
-    }
-
-    /// Supplementary groups would follow the guest, and with them what they may read.
-    fn drops_groups(&self) -> bool {
-        matches!(self.ids, HostIds::Free { .. }) && nix::unistd::getgroups().is_ok_and(|groups| !groups.is_empty())
+        let bind = Bind::new(&real, &Path::new("/input").join(name), self.privileged)?;
+        // What only its owner may read must be readable for the guest, who is somebody else when the caller is root.
+        let private = metadata.is_dir() || metadata.mode() & 0o004 == 0;
+        if private && self.privileged && matches!(self.ids, HostIds::Free { .. }) {
+            let owner = (metadata.uid(), metadata.gid());
+            bind.map_ids(&idmap::mount_namespace(self.ground.init.as_fd(), owner, guest)?)?;
+        }
+        Ok((bind, metadata.is_dir()))
     }
 
     /// Every call of the set-up, in order.
     fn plan(
         &self,
+        nest: &Nest,
         view: &View,
-        attach: &[OwnedFd],
         rlimits: &[rlimits::Rlimit],
         command: &guest::Command<'_>,
         fds: guest::Descriptors,
-        pid: libc::pid_t,
     ) -> Plan {
         let mut plan = Plan::new();
         plan.call("lead a session", libc::SYS_setsid, &[]);
-        plan.call("set the umask", libc::SYS_umask, &[Arg::Value(0o022)]);
-        for file in attach {
-            let args = [Arg::Fd(file.as_raw_fd()), literal(c"0"), Arg::Value(1)];
-            plan.call("enter the cgroup", libc::SYS_write, &args);
-        }
+        plan.call("set the umask", libc::SYS_umask, &[Arg::Value(guest::UMASK.into())]);
+        nest.plan_entry(&mut plan);
         let namespace = [Arg::Value(libc::CLONE_NEWCGROUP as u64)];
         plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
         let name = Arg::Text(image::HOSTNAME.as_ref());
@@ -392,19 +350,77 @@ impl Sandbox {
         let proc = mounts::plan_proc(&mut plan);
         view.plan_binds(&mut plan);
         idmap::plan_become_guest(&mut plan);
-        view.plan_private(&mut plan, fds.control);
+        view.plan_private(&mut plan);
         mounts::attach_proc(&mut plan, proc);
         View::plan_pivot(&mut plan);
-        guest::plan_affinity(&mut plan, self.config.limits.cpus, pid.unsigned_abs() as usize);
+        guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pid.unsigned_abs() as usize);
         rlimits::plan(&mut plan, rlimits);
         caps::plan_drop(&mut plan);
         if let Some(abi) = self.landlock {
             landlock::plan_restrict(&mut plan, abi, view.output.is_some());
         }
-        self.program.plan(&mut plan, fds.control);
+        self.program.plan(&mut plan);
         command.plan(&mut plan, &self.config, fds);
         plan
     }
+}
+
+/// What a run needs beside its nest, found by looking at files.
+struct Equipment {
+    image: Image,
+    policy: Option<Policy>,
+    program: seccomp::Program,
+    runner: guest::Runner,
+}
+
+impl Equipment {
+    fn gather(config: &Config, ids: HostIds) -> Result<Self, Error> {
+        let store = image::store_dir()?;
+        let image = if config.image == "host" {
+            image::host(config.python.as_deref(), &store)?
+        } else {
+            image::rootfs(Path::new(&config.image), config.python.as_deref(), &store)?
+        };
+        let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
+        let program = seccomp::program(&config.seccomp, options)?;
+        let policy = match (&config.policy, config.check) {
+            (Some(path), true) => Some(Policy::load(path)?),
+            _ => None,
+        };
+        let runner =
+            guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
+        Ok(Self { image, policy, program, runner })
+    }
+
+    fn complete(self, config: Config, ids: HostIds, ground: Ground) -> Sandbox {
+        let Self { image, policy, program, runner } = self;
+        let (privileged, landlock) = (mounts::may_clone(), landlock::abi());
+        Sandbox { config, ids, image, policy, program, runner, privileged, landlock, ground }
+    }
+}
+
+/// The image's part of the guest's file system, with every source opened.
+fn image_view(image: &Image, limits: &Limits, privileged: bool) -> Result<View, Error> {
+    let mut view = View {
+        root: bind(&image.skeleton, Path::new("/"), privileged)?,
+        binds: Bind::devices(privileged).map_err(failed("open the device nodes"))?,
+        late_binds: Vec::new(),
+        inputs: Vec::new(),
+        disk: (limits.disk, limits.inodes),
+        output: None,
+    };
+    for image::Bind { source, target, .. } in &image.binds {
+        view.binds.push(bind(source, target, privileged)?);
+    }
+    for image::Bind { source, target, kind } in &image.late_binds {
+        view.late_binds.push((bind(source, target, privileged)?, *kind == Kind::Dir));
+    }
+    Ok(view)
+}
+
+fn bind(source: &Path, target: &Path, privileged: bool) -> Result<Bind, Error> {
+    Bind::new(source, target, privileged)
+        .map_err(|error| Error::Step { step: format!("open {} for the guest", source.display()), source: error })
 }
 
 /// Writes a short text into a file of /proc.

@@ -5,4 +5,5 @@ pub(crate) mod clone;
 pub(crate) mod fd;
 pub(crate) mod mount;
 pub(crate) mod notify;
+#[expect(dead_code, reason = "some of it is for init alone")]
 pub(crate) mod program;

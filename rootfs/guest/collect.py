@@ -86,7 +86,7 @@ class Encoder:
         self.notes = []
         self.open = set()
         self.writers = {
-            type(None): lambda value, where, depth: self.put(b"\xf6"),
+            type(None): self.null,
             bool: lambda value, where, depth: self.put(b"\xf5" if value else b"\xf4"),
             int: self.integer,
             float: lambda value, where, depth: self.put(b"\xfb" + pack(">d", value)),
@@ -179,10 +179,12 @@ class Encoder:
         except OverLimit:
             raise
         except BaseException as error:
-            # A SystemExit of the script's own methods among them. Half a value is none: take back what it has written.
+            # A SystemExit of the script's own methods among them.
+            # Half a value is none: take back what it has written.
             del self.chunks[chunks:]
             self.size = size
-            why = str(error) if type(error) is Unrepresentable else f"could not be read ({type_name(type(error))})"
+            known = type(error) is Unrepresentable
+            why = str(error) if known else f"could not be read ({type_name(type(error))})"
             self.opaque(value, where, why)
         finally:
             if fresh:
@@ -212,7 +214,7 @@ class Encoder:
         return "enum" in sys.modules and issubclass(kind, sys.modules["enum"].Enum)
 
     def opaque(self, value, where, why):
-        """What is left of an object without a form: its type. Its own `repr` is not asked, and addresses say nothing."""
+        """What is left of an object without a form: its type. Its own `repr` is not asked."""
         name = type_name(type(value))
         self.note(where, f"{name} {why}")
         self.head(6, 27)
@@ -284,7 +286,8 @@ class Encoder:
         return f"<{type_name(type(key)).removeprefix('builtins.')}>"
 
     def dataclass(self, value, where, depth):
-        fields = [name for name, field in type(value).__dataclass_fields__.items() if field._field_type.name == "_FIELD"]
+        fields = type(value).__dataclass_fields__.items()
+        fields = [name for name, field in fields if field._field_type.name == "_FIELD"]
         self.pairs(((name, object.__getattribute__(value, name)) for name in fields), where, depth)
 
     # The standard library.
@@ -376,15 +379,6 @@ class Encoder:
 
     # pandas.
 
-    def frame(self, value, where, depth):
-        self.table("frame", value, where, depth)
-
-    def series(self, value, where, depth):
-        self.table("series", value, where, depth)
-
-    def index(self, value, where, depth):
-        self.table("index", value, where, depth)
-
     def table(self, kind, value, where, depth):
         size = int(value.memory_usage(index=True).sum() if kind == "frame" else value.memory_usage())
         if size > 16 * max(self.limit, 1 << 20):
@@ -408,7 +402,7 @@ class Encoder:
             columns, index, data = [value.name], value.index if kind == "series" else None, [value]
         self.head(5, 3)
         self.text("columns")
-        self.value(list(map(self.key, columns)), where, depth + 1)
+        self.value([None if name is None else self.key(name) for name in columns], where, depth + 1)
         self.text("index")
         self.value(None if index is None else column_values(index), where, depth + 1)
         self.text("data")
@@ -438,9 +432,9 @@ LIBRARIES = {
         "Timedelta": Encoder.pandas_duration,
         "Period": Encoder.as_text,
         "Interval": Encoder.as_text,
-        "DataFrame": Encoder.frame,
-        "Series": Encoder.series,
-        "Index": Encoder.index,
+        "DataFrame": lambda self, *place: self.table("frame", *place),
+        "Series": lambda self, *place: self.table("series", *place),
+        "Index": lambda self, *place: self.table("index", *place),
     },
     "pandas._libs.tslibs.nattype": {"NaTType": Encoder.null},
     "pandas._libs.missing": {"NAType": Encoder.null},

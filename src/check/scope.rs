@@ -50,7 +50,9 @@ pub(super) type Values = Vec<Value>;
 
 /// The text of an expression that can only be constant strings, all of them.
 pub(super) fn texts(values: &[Value]) -> Option<Vec<&str>> {
-    values.iter().map(|value| if let Value::Text(text) = value { Some(&**text) } else { None }).collect()
+    let texts: Option<Vec<&str>> =
+        values.iter().map(|value| if let Value::Text(text) = value { Some(&**text) } else { None }).collect();
+    texts.filter(|texts| !texts.is_empty())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +234,7 @@ fn text(value: &str) -> Value {
 fn union(mut left: Values, right: Values) -> Values {
     for value in right {
         if left.len() >= MEANINGS * MEANINGS {
+            left.push(Value::Other);
             break;
         }
         if !left.contains(&value) {

@@ -294,7 +294,8 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
                 self.judge_folded(expr);
                 self.visit_operands(expr);
             }
-            Expr::Compare(compare) => {
+            // Any other comparison calls methods of the script with the module.
+            Expr::Compare(compare) if compare.ops.iter().all(|op| matches!(op, ast::CmpOp::Is | ast::CmpOp::IsNot)) => {
                 self.visit_test(&compare.left);
                 compare.comparators.iter().for_each(|value| self.visit_test(value));
             }
@@ -305,8 +306,12 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
                 self.visit_expr(orelse);
             }
             Expr::Named(named) => {
-                // The scopes follow it as they follow an assignment.
-                self.visit_test(&named.value);
+                // Where the scopes follow it as they follow an assignment, it is an alias.
+                let values = self.scopes.eval(&named.value);
+                match &*named.value {
+                    Expr::Name(name) if self.is_followed(&named.target, &values) => self.judge_name(name, false),
+                    _ => self.visit_expr(&named.value),
+                }
                 self.visit_expr(&named.target);
             }
             Expr::Lambda(lambda) => {

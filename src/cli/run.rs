@@ -138,12 +138,9 @@ impl Options {
     }
 }
 
-/// Runs one script: streams its output and mirrors its exit status
-#[derive(Debug, Parser)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct Args {
-    #[command(flatten)]
-    pub options: Options,
+/// What a script is given.
+#[derive(Debug, clap::Args)]
+pub(super) struct Given {
     /// Shows a file or folder, read-only, as /input/NAME
     #[arg(long, value_name = "NAME=PATH")]
     input: Vec<String>,
@@ -153,6 +150,36 @@ pub(super) struct Args {
     /// Passes an argument to the script
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     arg: Vec<String>,
+}
+
+impl Given {
+    /// The script with it.
+    pub(super) fn give(&self, mut script: Script) -> Result<Script, Failure> {
+        for input in &self.input {
+            let (name, path) = input.split_once('=').ok_or_else(|| Failure {
+                status: super::USAGE,
+                message: format!("--input {input}: expected NAME=PATH, as in prices=GOOG.csv"),
+            })?;
+            script = script.input(name, path);
+        }
+        for arg in &self.arg {
+            script = script.arg(arg);
+        }
+        Ok(match &self.output {
+            Some(folder) => script.artifacts(folder),
+            None => script,
+        })
+    }
+}
+
+/// Runs one script: streams its output and mirrors its exit status
+#[derive(Debug, Parser)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub options: Options,
+    #[command(flatten)]
+    given: Given,
     /// Passes nsbox's standard input on to the script
     #[arg(long)]
     stdin: bool,
@@ -228,19 +255,7 @@ fn script(args: &Args) -> Result<Script, Failure> {
     let shown = args.script.display();
     read.map_err(|error| failure(format!("failed to read the script {shown}: {error}")))?;
     let name = if from_stdin { "stdin.py".to_owned() } else { args.script.to_string_lossy().into_owned() };
-    let mut script = Script::from(source).name(name);
-    for input in &args.input {
-        let (name, path) = input
-            .split_once('=')
-            .ok_or_else(|| failure(format!("--input {input}: expected NAME=PATH, as in prices=GOOG.csv")))?;
-        script = script.input(name, path);
-    }
-    for arg in &args.arg {
-        script = script.arg(arg);
-    }
-    if let Some(folder) = &args.output {
-        script = script.artifacts(folder);
-    }
+    let mut script = args.given.give(Script::from(source).name(name))?;
     if args.stdin {
         script = script.stdin(Stdin::Stream(Box::new(io::stdin())));
     }
@@ -260,7 +275,9 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
         complain(&outcome.message);
     }
     if outcome.degraded {
-        complain("warning: the run was degraded: a required layer or limit was replaced by something weaker (--json names it)");
+        complain(
+            "warning: the run was degraded: a required layer or limit was replaced by something weaker (--json names it)",
+        );
     }
     for violation in &outcome.violations {
         if verbose || !tells_itself {

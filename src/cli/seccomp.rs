@@ -37,8 +37,10 @@ pub(super) fn main(command: &Command) -> Result<u8, Failure> {
         Command::Show { profile, json: true } => {
             let text = match Profile::builtin_text(profile) {
                 Some(text) => text.to_owned(),
-                None => std::fs::read_to_string(profile)
-                    .map_err(|error| Failure { status: super::USAGE, message: format!("failed to read the profile {profile}: {error}") })?,
+                None => std::fs::read_to_string(profile).map_err(|error| Failure {
+                    status: super::USAGE,
+                    message: format!("failed to read the profile {profile}: {error}"),
+                })?,
             };
             stdout.write_all(text.as_bytes())?;
         }
@@ -58,10 +60,7 @@ pub(super) fn main(command: &Command) -> Result<u8, Failure> {
 }
 
 fn load(name: &str) -> Result<Profile, Failure> {
-    let profile = if Profile::builtin_text(name).is_some() {
-        Profile::builtin(name)
-    } else {
-        Profile::load(Path::new(name))
-    };
+    let profile =
+        if Profile::builtin_text(name).is_some() { Profile::builtin(name) } else { Profile::load(Path::new(name)) };
     profile.map_err(|error| Failure::usage(&error))
 }

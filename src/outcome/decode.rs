@@ -9,8 +9,9 @@ use ciborium_io::Read as _;
 use ciborium_ll::{Decoder, Header};
 use num_bigint::{BigInt, Sign};
 
+use super::array::{Array, DType};
 use super::table::{Table, TableError, TableKind};
-use super::value::{Array, DType, Value};
+use super::value::Value;
 
 /// The version of the document that this decoder reads.
 const VERSION: i128 = 1;

@@ -1,4 +1,5 @@
 //! Hostile documents, by hand and by chance. What honest guests write is tested with real interpreters in `tests/guest`.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 

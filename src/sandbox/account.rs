@@ -46,7 +46,7 @@ impl<'a> Account<'a> {
             begun: Instant::now(),
             enforced: Enforced::default(),
             rlimits: rlimits::of(&sandbox.config.limits),
-            host_ids: (0, 0),
+            host_ids: sandbox.ids.of_this_thread(),
             check: Duration::ZERO,
         }
     }
@@ -91,8 +91,10 @@ impl<'a> Account<'a> {
                 })
             }
             None => {
-                let why = self.sandbox.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
-                let weaker = ["measured by the supervisor every 20 ms", "RLIMIT_NPROC in the sandbox's user namespace", ""];
+                let why =
+                    self.sandbox.ground.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
+                let weaker =
+                    ["measured by the supervisor every 20 ms", "RLIMIT_NPROC in the sandbox's user namespace", ""];
                 let mut weaker = weaker.into_iter();
                 asked.map(|value| Layer {
                     applied: weaker.next().filter(|text| !text.is_empty()).map(str::to_owned),
@@ -244,7 +246,9 @@ fn explain(outcome: &mut Outcome, config: &Config, kill: Option<&Kill>) {
             let said = String::from_utf8_lossy(&outcome.stderr).trim().to_owned();
             format!("the interpreter ended before the script's first line: {said}")
         }
-        (Verdict::Lost, _) => "the sandbox's init was killed from outside: it is unknown whether the script ran to its end".to_owned(),
+        (Verdict::Lost, _) => {
+            "the sandbox's init was killed from outside: it is unknown whether the script ran to its end".to_owned()
+        }
         (Verdict::Ok | Verdict::Error | Verdict::Rejected | Verdict::OutputLimit, _) => return,
     };
     outcome.say(&sentence);
@@ -253,7 +257,8 @@ fn explain(outcome: &mut Outcome, config: &Config, kill: Option<&Kill>) {
 /// Reads the guest's document: values and the text of its exception, nothing of how it ended.
 fn take_result(outcome: &mut Outcome, file: Option<File>, limit: u64) {
     let Some(file) = file else { return };
-    let limits = record::Limits { bytes: to_usize(limit.saturating_add(DOCUMENT_OVERHEAD)), ..record::Limits::default() };
+    let limits =
+        record::Limits { bytes: to_usize(limit.saturating_add(DOCUMENT_OVERHEAD)), ..record::Limits::default() };
     let document = match read_document(&file, limit).map(|bytes| record::decode(&bytes, &limits)) {
         Ok(Ok(document)) => document,
         Ok(Err(record::Error::TooLarge { .. })) => return over_limit(outcome, limit),

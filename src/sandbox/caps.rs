@@ -14,7 +14,8 @@ const VERSION: u32 = 0x2008_0522;
 /// Plans it; nothing that needs a capability may follow.
 pub(crate) fn plan_drop(plan: &mut Plan) {
     let prctl = |plan: &mut Plan, step, option: i32, a: u64, b: u64| {
-        let args = [Arg::Value(option.unsigned_abs().into()), Arg::Value(a), Arg::Value(b), Arg::Value(0), Arg::Value(0)];
+        let args =
+            [Arg::Value(option.unsigned_abs().into()), Arg::Value(a), Arg::Value(b), Arg::Value(0), Arg::Value(0)];
         plan.call(step, libc::SYS_prctl, &args);
     };
     for capability in 0..CAPABILITIES {

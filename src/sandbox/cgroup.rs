@@ -4,6 +4,7 @@
 //! is a child of the supervisor's own; its name says whose it is, so that the next run removes what a dead supervisor
 //! left. See cgroups(7), the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,13 +18,12 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::channels::high;
 use crate::config::Limits;
 
 /// What a name of ours begins with.
 const PREFIX: &str = "nsbox-";
 /// Scheduling period of the CPU limit; the kernel's default.
-const CPU_PERIOD_US: f64 = 100_000.0;
+pub(crate) const CPU_PERIOD_US: f64 = 100_000.0;
 /// How long an empty cgroup may refuse to go: its last process may still be on its way out.
 const REMOVE_PATIENCE: Duration = Duration::from_millis(500);
 /// The controllers without which a run is degraded.
@@ -122,6 +122,13 @@ pub(crate) struct Cgroup {
     cpuacct: Option<PathBuf>,
 }
 
+impl fmt::Display for Hierarchy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let folders: Vec<_> = self.parents().into_iter().map(|folder| folder.display().to_string()).collect();
+        write!(f, "version {} in {}", self.version(), folders.join(", "))
+    }
+}
+
 impl Hierarchy {
     /// Finds where this process may make cgroups, by the mounts and its own membership.
     pub(crate) fn discover() -> Result<Self, Error> {
@@ -159,12 +166,15 @@ impl Hierarchy {
         }
     }
 
-    fn parents(&self) -> Vec<&Path> {
+    /// Every folder in which a run's cgroup is made.
+    pub(crate) fn parents(&self) -> Vec<&Path> {
         match self {
             Self::V2 { parent } => vec![parent],
-            Self::V1 { memory, pids, cpu, cpuacct } => {
-                [Some(memory), Some(pids), Some(cpu), cpuacct.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
-            }
+            Self::V1 { memory, pids, cpu, cpuacct } => [Some(memory), Some(pids), Some(cpu), cpuacct.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(PathBuf::as_path)
+                .collect(),
         }
     }
 
@@ -177,8 +187,11 @@ impl Hierarchy {
         let mut cgroup = Cgroup { folders: Vec::new(), version: self.version(), cpuacct: None };
         for parent in self.parents() {
             let folder = parent.join(&name);
-            fs::create_dir(&folder)
-                .map_err(|source| Error::Refused { step: "make the cgroup", path: folder.clone(), source })?;
+            fs::create_dir(&folder).map_err(|source| Error::Refused {
+                step: "make the cgroup",
+                path: folder.clone(),
+                source,
+            })?;
             cgroup.folders.push(folder);
         }
         if matches!(self, Self::V1 { cpuacct: Some(_), .. }) {
@@ -191,6 +204,19 @@ impl Hierarchy {
     /// 1 or 2.
     pub(crate) fn version(&self) -> u8 {
         if matches!(self, Self::V2 { .. }) { 2 } else { 1 }
+    }
+
+    /// Makes and removes an empty cgroup where each required controller is: which of them is refused, and where.
+    pub(crate) fn try_each(&self, owner: &Owner) -> Vec<(&'static str, PathBuf, io::Result<()>)> {
+        let folders = match self {
+            Self::V2 { parent } => [parent; 3],
+            Self::V1 { memory, pids, cpu, .. } => [memory, pids, cpu],
+        };
+        let attempt = |(name, parent): (&'static str, &PathBuf)| {
+            let folder = parent.join(owner.next_name());
+            (name, parent.clone(), fs::create_dir(&folder).and_then(|()| fs::remove_dir(&folder)))
+        };
+        REQUIRED.into_iter().zip(folders).map(attempt).collect()
     }
 
     /// Removes the cgroups of supervisors that are dead.
@@ -215,17 +241,18 @@ fn enable_controllers(parent: &Path) -> Result<(), Error> {
     if REQUIRED.iter().all(|name| enabled.split_whitespace().any(|have| have == *name)) {
         return Ok(());
     }
-    fs::write(&path, "+memory +pids +cpu")
-        .map_err(|source| Error::Refused { step: "enable the controllers in", path, source })
+    fs::write(&path, "+memory +pids +cpu").map_err(|source| Error::Refused {
+        step: "enable the controllers in",
+        path,
+        source,
+    })
 }
 
 impl Cgroup {
     fn limit(&self, limits: &Limits) -> Result<(), Error> {
         let v2 = self.version == 2;
         let folder = |index: usize| self.folders[if v2 { 0 } else { index }].clone();
-        let failed = |limit, index| {
-            move |source| Error::Limit { limit, path: folder(index), source }
-        };
+        let failed = |limit, index| move |source| Error::Limit { limit, path: folder(index), source };
         let bytes = i64::try_from(limits.memory).unwrap_or(i64::MAX);
         let memory = MemController::new(folder(0), folder(0), v2);
         memory.set_limit(bytes).map_err(failed("memory", 0))?;
@@ -272,7 +299,7 @@ impl Cgroup {
     pub(crate) fn entry(&self) -> io::Result<Entry> {
         let v1 = self.version == 1;
         let name = if v1 { "tasks" } else { "cgroup.procs" };
-        let open = |folder: &PathBuf| high(OpenOptions::new().write(true).open(folder.join(name))?.into());
+        let open = |folder: &PathBuf| Ok(OpenOptions::new().write(true).open(folder.join(name))?.into());
         Ok(Entry {
             folder: if v1 { None } else { Some(File::open(&self.folders[0])?.into()) },
             files: self.folders.iter().map(open).collect::<io::Result<_>>()?,
@@ -287,7 +314,10 @@ impl Cgroup {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let control = File::open(self.folders[0].join("memory.oom_control"))?;
         let line = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
-        OpenOptions::new().write(true).open(self.folders[0].join("cgroup.event_control"))?.write_all(line.as_bytes())?;
+        OpenOptions::new()
+            .write(true)
+            .open(self.folders[0].join("cgroup.event_control"))?
+            .write_all(line.as_bytes())?;
         Ok(Some(event.into()))
     }
 
@@ -387,7 +417,8 @@ impl Owner {
     fn next_name(&self) -> String {
         // Unique among the runs of one process, with no state: two threads never stand at one address at one time, and
         // the clock tells one thread's runs apart.
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos());
+        let now =
+            nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos());
         let thread = nix::unistd::gettid();
         format!("{PREFIX}{}-{}-{}-{thread}-{now}", self.pid_namespace, self.pid, self.started)
     }
@@ -395,7 +426,8 @@ impl Owner {
     /// Whether `name` is that of a cgroup whose owner, in this pid namespace, is dead.
     fn is_stale(&self, name: &str) -> bool {
         let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
-        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next()) else {
+        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
+        else {
             return false;
         };
         let Ok(pid) = u32::try_from(pid) else { return false };

@@ -1,29 +1,22 @@
-//! The descriptors between a run and its supervisor: control socket, output, script, result, start.
+//! The descriptors between a run and its supervisor: output, script, result, start.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::guest::Descriptors;
 use super::script::Stdin;
 
-/// Descriptors that init gets are moved to this number or higher, out of the way of the numbers that the guest gets.
-const FIRST_FD: RawFd = 10;
 /// MFD_NOEXEC_SEAL and MFD_EXEC, Linux 6.3.
 const NOEXEC_SEAL: u32 = 0x8;
 const EXEC: u32 = 0x10;
 
 /// Both ends of everything.
 pub(crate) struct Channels {
-    /// The supervisor's end of the control socket.
-    pub control: OwnedFd,
-    /// Init's end.
-    pub init: OwnedFd,
     pub stdout: PipeReader,
     pub stderr: PipeReader,
     pub start: PipeReader,
@@ -37,8 +30,6 @@ pub(crate) struct Channels {
 
 impl Channels {
     pub(crate) fn open(stdin: Stdin) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let (control, init) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
         let (stdout, stdout_end) = output()?;
         let (stderr, stderr_end) = output()?;
         let (start, start_end) = output()?;
@@ -46,17 +37,15 @@ impl Channels {
             Stdin::Empty => None,
             Stdin::Stream(stream) => {
                 let (reader, writer) = io::pipe()?;
-                Some((high(reader.into())?, writer, stream))
+                Some((reader.into(), writer, stream))
             }
         };
         Ok(Self {
-            control,
-            init: high(init)?,
             stdout,
             stderr,
             start,
-            code: high(memory_file(c"nsbox-script", NOEXEC_SEAL)?)?.into(),
-            result: high(memory_file(c"nsbox-result", NOEXEC_SEAL)?)?.into(),
+            code: memory_file(c"nsbox-script", NOEXEC_SEAL)?.into(),
+            result: memory_file(c"nsbox-result", NOEXEC_SEAL)?.into(),
             stdin,
             stdout_end,
             stderr_end,
@@ -73,7 +62,6 @@ impl Channels {
             code: self.code.as_raw_fd(),
             result: self.result.as_raw_fd(),
             start: self.start_end.as_raw_fd(),
-            control: self.init.as_raw_fd(),
         }
     }
 
@@ -84,7 +72,6 @@ impl Channels {
             feed(stream, writer);
         }
         Supervised {
-            control: self.control,
             stdout: self.stdout,
             stderr: self.stderr,
             start: self.start,
@@ -96,7 +83,6 @@ impl Channels {
 
 /// The supervisor's ends.
 pub(crate) struct Supervised {
-    pub control: OwnedFd,
     pub stdout: PipeReader,
     pub stderr: PipeReader,
     pub start: PipeReader,
@@ -109,20 +95,12 @@ pub(crate) struct Supervised {
 fn output() -> io::Result<(PipeReader, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok((reader, high(writer.into())?))
+    Ok((reader, writer.into()))
 }
 
 /// Copies a stream into the guest's stdin. The thread ends with the stream, or with its first write after the guest.
 fn feed(mut stream: Box<dyn Read + Send>, mut pipe: PipeWriter) {
     std::thread::spawn(move || io::copy(&mut stream, &mut pipe).ok());
-}
-
-/// Moves a descriptor out of the way of 0 to 9.
-pub(crate) fn high(fd: OwnedFd) -> io::Result<OwnedFd> {
-    if fd.as_raw_fd() >= FIRST_FD {
-        return Ok(fd);
-    }
-    Ok(crate::sys::fd::adopt(fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST_FD))?))
 }
 
 /// An empty memfd that can be sealed; `mode` is dropped on kernels that do not know it.

@@ -25,10 +25,13 @@ const FILES: [(&str, &str); 3] = [
 /// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
 pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
 
+/// The guest's umask.
+pub(crate) const UMASK: u32 = 0o022;
+
 /// The guest's descriptors beside stdin, stdout and stderr.
-const CODE: RawFd = 3;
-const RESULT: RawFd = 4;
-const START: RawFd = 5;
+const CODE: u64 = 3;
+const RESULT: u64 = 4;
+const START: u64 = 5;
 /// First descriptor that the guest does not keep.
 const FIRST_FREE: u64 = 6;
 
@@ -45,16 +48,6 @@ pub(crate) struct Descriptors {
     pub result: RawFd,
     /// A pipe; a byte in it says that the script begins.
     pub start: RawFd,
-    /// Init's own: its end of the control socket.
-    pub control: RawFd,
-}
-
-impl Descriptors {
-    /// All that init keeps.
-    pub(crate) fn all(self) -> impl Iterator<Item = RawFd> {
-        let always = [self.stdout, self.stderr, self.code, self.result, self.start, self.control];
-        always.into_iter().chain(self.stdin)
-    }
 }
 
 /// The runner's folder in the store.
@@ -134,7 +127,8 @@ pub(crate) struct Command<'a> {
 }
 
 impl Command<'_> {
-    fn argv(&self, config: &Config) -> Vec<OsString> {
+    /// Its command line.
+    pub(crate) fn argv(&self, config: &Config) -> Vec<OsString> {
         let mut argv: Vec<OsString> = vec![
             self.python.executable.clone().into(),
             // No site (its work is in sys.path already), no user site, no .pyc files, no buffering.
@@ -157,7 +151,8 @@ impl Command<'_> {
         argv
     }
 
-    fn environment(&self, config: &Config) -> Vec<OsString> {
+    /// Its whole environment.
+    pub(crate) fn environment(&self, config: &Config) -> Vec<OsString> {
         let threads = processors(config.limits.cpus);
         let mut fixed: Vec<(String, OsString)> = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin"),
@@ -196,8 +191,8 @@ impl Command<'_> {
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());
         plan.begin_guest();
-        let mut give = |from: Arg<'_>, to: RawFd| {
-            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Fd(to), Arg::Value(0)]);
+        let mut give = |from: Arg<'_>, to: u64| {
+            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Value(to), Arg::Value(0)]);
         };
         if let Some(stdin) = fds.stdin {
             give(Arg::Fd(stdin), 0);
@@ -207,12 +202,13 @@ impl Command<'_> {
             give(Arg::Fd(from), to);
         }
         if fds.stdin.is_none() {
-            let args = [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64)];
+            let args =
+                [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64)];
             let null = plan.open("open the guest's /dev/null", libc::SYS_openat, &args);
             plan.call(
                 "hand a descriptor to the guest",
                 libc::SYS_dup3,
-                &[Arg::Register(null), Arg::Fd(0), Arg::Value(0)],
+                &[Arg::Register(null), Arg::Value(0), Arg::Value(0)],
             );
         }
         let all = Arg::Value(u64::from(u32::MAX));
@@ -238,7 +234,8 @@ pub(crate) fn processors(cpus: f64) -> usize {
 /// many threads as can run. `offset` spreads runs over the CPUs.
 pub(crate) fn plan_affinity(plan: &mut Plan, cpus: f64, offset: usize) {
     let Ok(allowed) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return };
-    let allowed: Vec<usize> = (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let allowed: Vec<usize> =
+        (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
     let wanted = processors(cpus);
     if wanted >= allowed.len() {
         return;
@@ -269,8 +266,7 @@ pub(crate) fn is_input_name(name: &str) -> bool {
 /// The guest's path for a script: its own file name, made harmless, in the working directory.
 pub(crate) fn script_path(name: &str) -> String {
     let name = Path::new(name).file_name().map_or("script.py".into(), |name| name.to_string_lossy());
-    let harmless: String =
-        name.chars().map(|c| if c.is_control() || c == '/' { '_' } else { c }).take(100).collect();
+    let harmless: String = name.chars().map(|c| if c.is_control() || c == '/' { '_' } else { c }).take(100).collect();
     debug_assert!(!harmless.as_bytes().contains(&0) && !Path::new(&harmless).as_os_str().as_bytes().is_empty());
     format!("/work/{harmless}")
 }

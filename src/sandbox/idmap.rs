@@ -5,11 +5,14 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use caps::{CapSet, Capability};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{getegid, geteuid};
 
 use super::plan::{Arg, Plan};
+use crate::sys::clone::{Spawn, spawn};
 
 /// The guest's user and group id as it sees them.
 pub(crate) const GUEST_ID: u32 = 1000;
@@ -38,7 +41,7 @@ pub(crate) enum HostIds {
 /// Why no mapping will do.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the caller is root of the host without CAP_SETUID and CAP_SETGID, so the guest could only be root of the host too: run nsbox as an ordinary user, or grant both capabilities"
+    "the caller is root of the host, and may map no other id (for want of CAP_SETUID and CAP_SETGID, or in a user namespace of root alone), so the guest could only be root of the host too: run nsbox as an ordinary user, or grant both capabilities outside a user namespace"
 )]
 pub struct OnlyRoot;
 
@@ -53,29 +56,54 @@ impl HostIds {
             }
         }
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        // Root of a user namespace is somebody else outside, and may stand for the guest; root of the host may not.
-        if uid == 0 && !in_user_namespace() { Err(OnlyRoot) } else { Ok(Self::Caller { uid, gid }) }
+        // Root of a user namespace is mostly somebody else outside, and may then stand for the guest.
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        if uid == 0 && outside(&map, uid) == Some(0) { Err(OnlyRoot) } else { Ok(Self::Caller { uid, gid }) }
     }
 
-    /// The ids of the run whose init has `pid`, in the caller's user namespace.
-    pub(crate) fn of(self, pid: libc::pid_t) -> (u32, u32) {
+    /// The ids of a run by this thread, in the caller's user namespace. No other run has them at the same time: a thread
+    /// watches one run at once, and no two threads of a machine have the same id.
+    pub(crate) fn of_this_thread(self) -> (u32, u32) {
         match self {
             Self::Free { first, count } => {
-                let id = first + pid.unsigned_abs() % count;
+                let id = first + nix::unistd::gettid().as_raw().unsigned_abs() % count;
                 (id, id)
             }
             Self::Caller { uid, gid } => (uid, gid),
         }
     }
 
-    /// Writes the maps of init's user namespace; setgroups(2) is denied in it for good.
-    pub(crate) fn write(self, pid: libc::pid_t) -> io::Result<(u32, u32)> {
-        let (uid, gid) = self.of(pid);
-        fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
-        fs::write(format!("/proc/{pid}/gid_map"), format!("{GUEST_ID} {gid} 1"))?;
-        fs::write(format!("/proc/{pid}/uid_map"), format!("{GUEST_ID} {uid} 1"))?;
-        Ok((uid, gid))
+    /// Whether to give up the supplementary groups: they would follow the guest, and with them what they may read.
+    pub(crate) fn drops_groups(self) -> bool {
+        matches!(self, Self::Free { .. }) && nix::unistd::getgroups().is_ok_and(|groups| !groups.is_empty())
     }
+}
+
+/// Writes the maps of the user namespace of `pid`: one id each, inside and outside; setgroups(2) is denied for good.
+pub(crate) fn write_maps(pid: libc::pid_t, inside: (u32, u32), outside: (u32, u32)) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+    fs::write(format!("/proc/{pid}/gid_map"), format!("{} {} 1", inside.1, outside.1))?;
+    fs::write(format!("/proc/{pid}/uid_map"), format!("{} {} 1", inside.0, outside.0))
+}
+
+/// A user namespace for an idmapped mount: what `owner` owns on disk belongs to `guest` (host ids) through the mount, so
+/// that the guest can read a file that only its owner may. mount_setattr(2), "ID-mapped mounts".
+pub(crate) fn mount_namespace(init: BorrowedFd<'_>, owner: (u32, u32), guest: (u32, u32)) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    let holder = spawn(Spawn {
+        init,
+        control: theirs.as_fd(),
+        namespaces: libc::CLONE_NEWUSER as u64,
+        cgroup: None,
+        drop_groups: false,
+    })
+    .map_err(|error| error.source)?;
+    let namespace = write_maps(holder.pid, owner, guest)
+        .and_then(|()| Ok(fs::File::open(format!("/proc/{}/ns/user", holder.pid))?.into()));
+    // The descriptor keeps the namespace.
+    drop((holder, control));
+    namespace
 }
 
 /// Init becomes the guest's user in all its ids; the capabilities in its namespace stay, for it was never root there.
@@ -87,11 +115,7 @@ pub(crate) fn plan_become_guest(plan: &mut Plan) {
 
 /// A range of ids that own nothing, out of those that `uid_map` has.
 fn free_range(uid_map: &str) -> Option<(u32, u32)> {
-    let extents = uid_map.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().ok());
-        Some((fields.next()??, fields.next()??, fields.next()??))
-    });
-    let extents: Vec<_> = extents.collect();
+    let extents = extents(uid_map);
     let wanted = u64::from(FREE_IDS.start)..u64::from(FREE_IDS.end);
     if extents.iter().any(|&(first, _, count)| first <= wanted.start && wanted.end <= first + count) {
         return Some((FREE_IDS.start, FREE_IDS.end - FREE_IDS.start));
@@ -105,9 +129,35 @@ fn free_range(uid_map: &str) -> Option<(u32, u32)> {
     Some((u32::try_from(first + half).ok()?, u32::try_from(half - 16).ok()?))
 }
 
-/// Whether this process is in a user namespace other than the host's.
-fn in_user_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
-        map.split_whitespace().map(str::parse::<u64>).ne([Ok(0), Ok(0), Ok(4_294_967_295)])
-    })
+/// What `id` is in the user namespace around this one, by `uid_map`; on the host, itself.
+fn outside(uid_map: &str, id: u32) -> Option<u64> {
+    let id = u64::from(id);
+    let extents = extents(uid_map);
+    extents
+        .iter()
+        .find(|(first, _, count)| (*first..first + count).contains(&id))
+        .map(|(first, out, _)| out + id - first)
+}
+
+/// The lines of a `uid_map`: first id inside, first id outside, count.
+fn extents(uid_map: &str) -> Vec<(u64, u64, u64)> {
+    let line = |line: &str| {
+        let mut fields = line.split_whitespace().map(|field| field.parse().ok());
+        Some((fields.next()??, fields.next()??, fields.next()??))
+    };
+    uid_map.lines().filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_of_a_namespace_is_told_from_root_of_the_host() {
+        assert_eq!(outside("         0          0 4294967295\n", 0), Some(0));
+        assert_eq!(outside("0 0 1", 0), Some(0), "unshare -U -r by root");
+        assert_eq!(outside("0 1000 1\n1 100000 65536", 0), Some(1000));
+        assert_eq!(outside("0 1000 1\n1 100000 65536", 5), Some(100_004));
+        assert_eq!(outside("1000 1000 1", 0), None);
+    }
 }

@@ -19,6 +19,9 @@ const CHANGE: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 
 /// The highest ABI whose rights are known here.
 const NEWEST: i32 = 7;
 
+/// The first ABI with scopes: no signals and no abstract sockets out of the sandbox.
+pub(crate) const SCOPED: i32 = 6;
+
 /// The Landlock ABI that will be enforced; `None` where the kernel has none.
 pub(crate) fn abi() -> Option<i32> {
     landlock_abi().ok().filter(|abi| *abi > 0).map(|abi| abi.min(NEWEST))
@@ -37,7 +40,7 @@ fn handled(abi: i32) -> u64 {
 /// Plans the rules and their enforcement on init and all that comes after it. The new root is in place by now.
 pub(crate) fn plan_restrict(plan: &mut Plan, abi: i32, output: bool) {
     let handled = handled(abi);
-    let (network, scoped) = (if abi >= 4 { 0b11 } else { 0 }, if abi >= 6 { 0b11 } else { 0 });
+    let (network, scoped) = (if abi >= 4 { 0b11 } else { 0 }, if abi >= SCOPED { 0b11 } else { 0 });
     let size = match abi {
         1..=3 => 8,
         4 | 5 => 16,

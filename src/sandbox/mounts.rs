@@ -3,15 +3,15 @@
 //! Every tree is a detached mount that is made read-only before it is attached, so nothing is ever writable, not even
 //! for a moment. See mount_namespaces(7), pivot_root(2), fsopen(2), open_tree(2), tmpfs(5), proc(5).
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::plan::{Arg, Plan, Register, literal};
 use crate::sys::mount::{
-    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY,
-    MOVE_MOUNT_F_EMPTY_PATH, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE, mount_setattr, open_tree,
+    AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY, MOVE_MOUNT_F_EMPTY_PATH, MS_PRIVATE, MountAttr, OPEN_TREE_CLONE, mount_setattr, open_tree,
 };
 use crate::sys::program::REPORT_OUTPUT;
 
@@ -19,8 +19,21 @@ use crate::sys::program::REPORT_OUTPUT;
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 const FSCONFIG_SET_STRING: u64 = 1;
 const FSCONFIG_CMD_CREATE: u64 = 6;
-const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+/// Attributes of what the guest may write to.
+pub(crate) const WRITABLE: u64 = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 const READ_ONLY: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+
+/// Folders of one tmpfs, so that one limit holds for all: where each is made, where it is bound, its mode. The last bind
+/// covers the tmpfs itself.
+pub(crate) const SHARED: [(&CStr, &str, u64); 3] =
+    [(c"tmp/work", "work", 0o755), (c"tmp/shm", "dev/shm", 0o1777), (c"tmp/tmp", "tmp", 0o1777)];
+/// What the tmpfs of the inputs' mount points may hold.
+pub(crate) const INPUT_BYTES: u64 = 1 << 20;
+
+/// Inodes for the mount points of so many inputs.
+pub(crate) fn input_inodes(inputs: usize) -> u64 {
+    2 * inputs as u64 + 16
+}
 
 /// A tree to bind, read-only.
 #[derive(Debug)]
@@ -29,6 +42,11 @@ pub(crate) struct Bind {
     source: PathBuf,
     target: PathBuf,
     attributes: u64,
+}
+
+/// Whether this process may clone mounts: tried, for a capability in a user namespace says nothing of the mounts around.
+pub(crate) fn may_clone() -> bool {
+    open_tree(Path::new("/dev/null")).is_ok()
 }
 
 /// Where the tree comes from.
@@ -58,23 +76,35 @@ impl Bind {
         Ok(Self { tree, source: source.to_path_buf(), target, attributes })
     }
 
+    /// Shows the tree through an idmapped mount.
+    pub(crate) fn map_ids(&self, namespace: &OwnedFd) -> io::Result<()> {
+        let Tree::Detached(tree) = &self.tree else { return Ok(()) };
+        let userns = u64::from(namespace.as_raw_fd().unsigned_abs());
+        mount_setattr(tree.as_fd(), MountAttr { set: MOUNT_ATTR_IDMAP, userns, ..MountAttr::default() })
+    }
+
     /// The binds of the device nodes.
     pub(crate) fn devices(privileged: bool) -> io::Result<Vec<Self>> {
         let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
         DEVICES
             .iter()
-            .map(|name| {
-                Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged)
-            })
+            .map(|name| Self::with(&Path::new("/dev").join(name), &Path::new("dev").join(name), attributes, privileged))
             .collect()
     }
 
-    /// The descriptor that init must keep, if there is one.
-    pub(crate) fn fd(&self) -> Option<RawFd> {
-        match &self.tree {
-            Tree::Detached(fd) => Some(fd.as_raw_fd()),
-            Tree::Path => None,
-        }
+    /// Its path on the host.
+    pub(crate) fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// Its path in the guest, relative to the root.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// `MOUNT_ATTR_*` that it has.
+    pub(crate) fn attributes(&self) -> u64 {
+        self.attributes
     }
 
     fn plan(&self, plan: &mut Plan, target: &OsStr) {
@@ -118,21 +148,11 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The descriptors that init must keep.
-    pub(crate) fn fds(&self) -> impl Iterator<Item = RawFd> {
-        let late = self.late_binds.iter().chain(&self.inputs).map(|(bind, _)| bind);
-        std::iter::once(&self.root).chain(&self.binds).chain(late).filter_map(Bind::fd)
-    }
-
     /// Everything that must be done while init still has the caller's user id: it may have to walk to the sources.
     pub(crate) fn plan_binds(&self, plan: &mut Plan) {
         let private = libc::MS_REC | libc::MS_PRIVATE;
         let none = Arg::Value(0);
-        plan.call(
-            "make the mounts private",
-            libc::SYS_mount,
-            &[none, literal(c"/"), none, Arg::Value(private), none],
-        );
+        plan.call("make the mounts private", libc::SYS_mount, &[none, literal(c"/"), none, Arg::Value(private), none]);
         // proc first: the kernel allows it only where another proc is in full view. Kept for later in a register.
         // The new root goes over /proc, the one folder that is surely there.
         self.root.plan(plan, OsStr::new("/proc"));
@@ -143,17 +163,15 @@ impl View {
     }
 
     /// The guest's own tmpfs and inputs; the files that are made in them are made by the guest's user.
-    pub(crate) fn plan_private(&self, plan: &mut Plan, control: RawFd) {
+    pub(crate) fn plan_private(&self, plan: &mut Plan) {
         let (bytes, inodes) = self.disk;
         tmpfs(plan, "tmp", bytes, inodes, "0755", WRITABLE);
-        // Folders of one tmpfs, so that one limit holds for all; the last bind covers the tmpfs itself.
-        let shared = [(c"tmp/work", "work", 0o755), (c"tmp/shm", "dev/shm", 0o1777), (c"tmp/tmp", "tmp", 0o1777)];
-        for (folder, _, mode) in shared {
+        for (folder, _, mode) in SHARED {
             plan.call("make a folder of the tmpfs", libc::SYS_mkdir, &[literal(folder), Arg::Value(mode)]);
             // mkdir is subject to the umask.
             plan.call("open a folder of the tmpfs", libc::SYS_chmod, &[literal(folder), Arg::Value(mode)]);
         }
-        for (folder, target, _) in shared {
+        for (folder, target, _) in SHARED {
             let flags = Arg::Value(OPEN_TREE_CLONE | libc::O_CLOEXEC as u64);
             let tree = plan.open(
                 "open a folder of the tmpfs",
@@ -169,7 +187,7 @@ impl View {
             let flags = Arg::Value((libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64);
             let args = [Arg::Fd(libc::AT_FDCWD), literal(c"output"), flags];
             let folder = plan.open("open /output for the supervisor", libc::SYS_openat, &args);
-            plan.send(control, REPORT_OUTPUT, folder);
+            plan.send(REPORT_OUTPUT, folder);
             plan.close(folder);
         }
         for (bind, folder) in &self.late_binds {
@@ -177,8 +195,7 @@ impl View {
             bind.plan(plan, bind.target.as_os_str());
         }
         if !self.inputs.is_empty() {
-            let points = 2 * self.inputs.len() as u64 + 16;
-            tmpfs(plan, "input", 1 << 20, points, "0755", WRITABLE);
+            tmpfs(plan, "input", INPUT_BYTES, input_inodes(self.inputs.len()), "0755", WRITABLE);
             for (bind, folder) in &self.inputs {
                 mount_point(plan, &bind.target, *folder);
                 bind.plan(plan, bind.target.as_os_str());
@@ -224,7 +241,7 @@ pub(crate) fn attach_proc(plan: &mut Plan, proc: Register) {
 }
 
 /// Mounts a tmpfs of at most `bytes` and `inodes` at `target`.
-fn tmpfs(plan: &mut Plan, target: &'static str, bytes: u64, inodes: u64, mode: &str, attributes: u64) {
+pub(crate) fn tmpfs(plan: &mut Plan, target: &'static str, bytes: u64, inodes: u64, mode: &str, attributes: u64) {
     let context = plan.open("open a tmpfs", libc::SYS_fsopen, &[literal(c"tmpfs"), Arg::Value(1)]);
     configure(plan, "limit the tmpfs's size", context, "size", &bytes.to_string());
     configure(plan, "limit the tmpfs's inodes", context, "nr_inodes", &inodes.to_string());

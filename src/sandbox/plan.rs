@@ -9,7 +9,8 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::sys::program::{
-    ARG_DATA, ARG_REGISTER, ARG_VALUE, Header, MAGIC, MAX_PROGRAM, NO_REGISTER, OP_STORE, Op, REGISTERS, Report,
+    ARG_DATA, ARG_REGISTER, ARG_VALUE, CONTROL_REGISTER, Header, MAGIC, MAX_PROGRAM, NO_REGISTER, OP_STORE,
+    OWN_REGISTERS, Op, PASSED_REGISTERS, Report,
 };
 
 /// A descriptor that an earlier call of the plan returns.
@@ -25,8 +26,10 @@ pub(crate) struct Data(u32);
 pub(crate) enum Arg<'a> {
     /// As it is.
     Value(u64),
-    /// A descriptor that init inherits, or a special one such as `AT_FDCWD`.
+    /// A descriptor of the supervisor's, which goes to init with the plan; or a special one such as `AT_FDCWD`.
     Fd(RawFd),
+    /// Init's end of the control socket.
+    Control,
     /// What an earlier call returned.
     Register(Register),
     /// The address of data placed earlier.
@@ -46,18 +49,27 @@ pub(crate) struct Plan {
     relocations: Vec<u32>,
     data: Vec<u8>,
     registers: u8,
+    passed: Vec<RawFd>,
 }
 
 /// Why a plan cannot be carried out.
 #[derive(Debug, thiserror::Error)]
-#[error("the set-up of this run takes {bytes} bytes, {MAX_PROGRAM} are allowed: pass fewer or shorter arguments, variables and inputs")]
+#[error(
+    "the set-up of this run takes {bytes} bytes and {descriptors} descriptors, {MAX_PROGRAM} and {PASSED_REGISTERS} are allowed: pass fewer or shorter arguments, variables and inputs"
+)]
 pub struct TooLong {
     bytes: usize,
+    descriptors: usize,
 }
 
 impl Plan {
     pub(crate) fn new() -> Self {
-        Self { ops: Vec::with_capacity(192), steps: Vec::with_capacity(192), data: Vec::with_capacity(16384), ..Self::default() }
+        Self {
+            ops: Vec::with_capacity(192),
+            steps: Vec::with_capacity(192),
+            data: Vec::with_capacity(16384),
+            ..Self::default()
+        }
     }
 
     /// Plans a call whose result is not needed.
@@ -77,15 +89,10 @@ impl Plan {
     }
 
     /// Plans a call that returns a descriptor.
-    pub(crate) fn open(
-        &mut self,
-        step: impl Into<Cow<'static, str>>,
-        nr: libc::c_long,
-        args: &[Arg<'_>],
-    ) -> Register {
+    pub(crate) fn open(&mut self, step: impl Into<Cow<'static, str>>, nr: libc::c_long, args: &[Arg<'_>]) -> Register {
         let register = self.registers;
         // Registers are few because descriptors are closed at once; the oldest are free again by then.
-        self.registers = (register + 1) % REGISTERS as u8;
+        self.registers = if usize::from(register) + 1 == OWN_REGISTERS { 0 } else { register + 1 };
         self.push(step.into(), nr, args, register, 0);
         Register(register)
     }
@@ -102,7 +109,7 @@ impl Plan {
     }
 
     /// Plans a message to the supervisor that carries a descriptor. unix(7), SCM_RIGHTS.
-    pub(crate) fn send(&mut self, control: RawFd, kind: u32, descriptor: Register) {
+    pub(crate) fn send(&mut self, kind: u32, descriptor: Register) {
         let mut report = [0; size_of::<Report>()];
         report[..4].copy_from_slice(&kind.to_ne_bytes());
         let report = self.data(&report);
@@ -124,7 +131,7 @@ impl Plan {
         let header = self.data(&header);
         self.point(header, 16, iov);
         self.point(header, 32, rights);
-        let args = [Arg::Fd(control), Arg::Data(header), Arg::Value(libc::MSG_NOSIGNAL as u64)];
+        let args = [Arg::Control, Arg::Data(header), Arg::Value(libc::MSG_NOSIGNAL as u64)];
         self.call("hand a descriptor to the supervisor", libc::SYS_sendmsg, &args);
     }
 
@@ -138,7 +145,7 @@ impl Plan {
         self.data.resize(self.data.len().next_multiple_of(8), 0);
         let offset = self.data.len();
         self.data.extend_from_slice(bytes);
-        Data(offset as u32)
+        Data(narrow(offset))
     }
 
     /// Places a NUL-terminated string.
@@ -153,7 +160,7 @@ impl Plan {
         let texts: Vec<Data> = strings.into_iter().map(|text| self.text(text.as_ref())).collect();
         let array = self.data(&vec![0; (texts.len() + 1) * 8]);
         for (i, text) in texts.into_iter().enumerate() {
-            self.point(array, i as u32 * 8, text);
+            self.point(array, narrow(i) * 8, text);
         }
         array
     }
@@ -170,14 +177,15 @@ impl Plan {
         self.steps.get(index as usize).map_or("start the guest's process", |step| step)
     }
 
-    /// The message that init reads. `supervisor` is a pidfd of this process among the descriptors that init keeps.
-    pub(crate) fn encode(&self, supervisor: RawFd) -> Result<Vec<u8>, TooLong> {
+    /// The message that init reads, and the descriptors that go with it. `supervisor` is a pidfd of this process.
+    pub(crate) fn encode(&mut self, supervisor: RawFd) -> Result<(Vec<u8>, &[RawFd]), TooLong> {
+        let supervisor = self.pass(supervisor);
         let header = Header {
             magic: MAGIC,
-            setup: self.setup as u32,
-            guest: (self.ops.len() - self.setup) as u32,
-            relocations: self.relocations.len() as u32,
-            data: self.data.len() as u32,
+            setup: narrow(self.setup),
+            guest: narrow(self.ops.len() - self.setup),
+            relocations: narrow(self.relocations.len()),
+            data: narrow(self.data.len()),
             supervisor,
         };
         let mut message = Vec::with_capacity(self.data.len() + self.ops.len() * size_of::<Op>() + 512);
@@ -195,7 +203,21 @@ impl Plan {
         self.relocations.iter().for_each(|slot| message.extend_from_slice(&slot.to_ne_bytes()));
         message.resize(message.len().next_multiple_of(16), 0);
         message.extend_from_slice(&self.data);
-        if message.len() > MAX_PROGRAM { Err(TooLong { bytes: message.len() }) } else { Ok(message) }
+        if message.len() > MAX_PROGRAM || self.passed.len() > PASSED_REGISTERS {
+            return Err(TooLong { bytes: message.len(), descriptors: self.passed.len() });
+        }
+        Ok((message, &self.passed))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the numbers of system calls are small")]
+    #[expect(clippy::cast_sign_loss, reason = "AT_FDCWD too fills a register by sign extension")]
+    /// The register that will hold a descriptor of the supervisor's.
+    fn pass(&mut self, fd: RawFd) -> u32 {
+        let index = self.passed.iter().position(|passed| *passed == fd).unwrap_or_else(|| {
+            self.passed.push(fd);
+            self.passed.len() - 1
+        });
+        narrow(OWN_REGISTERS + index)
     }
 
     fn push(&mut self, step: Cow<'static, str>, nr: libc::c_long, args: &[Arg<'_>], dst: u8, tolerate: u8) {
@@ -203,7 +225,9 @@ impl Plan {
         for (i, arg) in args.iter().enumerate() {
             let (kind, value) = match *arg {
                 Arg::Value(value) => (ARG_VALUE, value),
-                Arg::Fd(fd) => (ARG_VALUE, fd as u64),
+                Arg::Fd(fd) if fd < 0 => (ARG_VALUE, fd as u64),
+                Arg::Fd(fd) => (ARG_REGISTER, u64::from(self.pass(fd))),
+                Arg::Control => (ARG_REGISTER, u64::from(narrow(CONTROL_REGISTER))),
                 Arg::Register(register) => (ARG_REGISTER, u64::from(register.0)),
                 Arg::Data(data) => (ARG_DATA, u64::from(data.0)),
                 Arg::Text(text) => (ARG_DATA, u64::from(self.text(text).0)),
@@ -215,6 +239,11 @@ impl Plan {
         self.ops.push(op);
         self.steps.push(step);
     }
+}
+
+/// An offset or a count as the program holds it. A plan that outgrows it has outgrown [`MAX_PROGRAM`] long before.
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 /// A C string literal as a path argument.

@@ -102,7 +102,7 @@ impl Cancel {
     /// Ends every run that has this handle, now or later.
     pub fn cancel(&self) {
         // The only failure is a pipe that is full: cancelled already.
-        (&self.0.1).write(&[1]).ok();
+        (&self.0.1).write_all(&[1]).ok();
     }
 
     /// A descriptor that cancels when a byte is written to it: for a signal handler, which may do little else.
@@ -119,12 +119,14 @@ impl Cancel {
     }
 }
 
+/// Gets the guest's output as it comes.
+pub type Sink<'a> = dyn FnMut(Stream, &[u8]) + Send + 'a;
+
 /// What a caller may watch or stop a run by.
 #[derive(Default)]
 pub struct Watch<'a> {
     /// Gets the guest's output as it comes, up to the output limit. It must not block: the run's clock waits for it.
-    pub sink: Option<&'a mut (dyn FnMut(Stream, &[u8]) + Send + 'a)>,
+    pub sink: Option<&'a mut Sink<'a>>,
     /// Ends the run.
     pub cancel: Option<Cancel>,
 }
-

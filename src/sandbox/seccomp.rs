@@ -13,6 +13,7 @@ mod arch;
 mod builtin;
 mod compile;
 mod install;
+mod oci;
 mod profile;
 
 #[cfg(test)]

@@ -14,13 +14,13 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
-use super::cgroup::Cgroup;
 use super::channels::Supervised;
 use super::measure::Measure;
+use super::nest::Nest;
 use super::plan::Plan;
+use super::script::Sink;
 use super::seccomp::{Denial, Program};
 use crate::config::Limits;
-use crate::sys::clone::Init;
 use crate::sys::fd::{adopt, pidfd_kill};
 use crate::sys::notify;
 use crate::sys::program::{
@@ -141,14 +141,12 @@ pub enum Error {
 
 /// What a run is watched by; the descriptors are the supervisor's ends.
 pub(crate) struct Supervisor<'a, 's> {
-    pub init: Init,
+    pub nest: Nest,
     pub channels: Supervised,
-    pub oom: Option<OwnedFd>,
     pub cancel: Option<BorrowedFd<'a>>,
-    pub cgroup: Option<&'a Cgroup>,
     pub limits: &'a Limits,
     pub program: &'a Program,
-    pub sink: Option<&'a mut (dyn FnMut(Stream, &[u8]) + Send + 's)>,
+    pub sink: Option<&'a mut Sink<'s>>,
     pub listener: Option<OwnedFd>,
     pub evidence: Evidence,
 }
@@ -157,7 +155,7 @@ impl Supervisor<'_, '_> {
     /// Waits until init has carried out the whole set-up.
     pub(crate) fn wait_ready(&mut self, plan: &Plan, deadline: Instant) -> Result<(), Error> {
         loop {
-            let mut set = vec![PollFd::new(self.channels.control.as_fd(), PollFlags::POLLIN)];
+            let mut set = vec![PollFd::new(self.nest.control.as_fd(), PollFlags::POLLIN)];
             set.extend(self.cancel.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             poll(&mut set, Some(deadline))?;
             if set.get(1).is_some_and(ready) {
@@ -176,8 +174,8 @@ impl Supervisor<'_, '_> {
     }
 
     /// Starts the guest and watches it until nothing of it is left.
-    pub(crate) fn run(mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
-        send(self.channels.control.as_raw_fd(), &COMMAND_GO.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
+    pub(crate) fn run(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
+        send(self.nest.control.as_raw_fd(), &COMMAND_GO.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
             .map_err(|errno| Error::Supervisor { step: "start the guest", source: errno.into() })?;
         let outcome = self.watch(plan, setup_deadline);
         if outcome.is_err() {
@@ -197,10 +195,10 @@ impl Supervisor<'_, '_> {
         let mut open = [true; 3]; // start, stdout, stderr
         loop {
             let fds: [Option<BorrowedFd<'_>>; 8] = [
-                Some(self.channels.control.as_fd()),
-                Some(self.init.pidfd.as_fd()),
+                Some(self.nest.control.as_fd()),
+                Some(self.nest.init.pidfd.as_fd()),
                 self.listener.as_ref().map(AsFd::as_fd),
-                self.oom.as_ref().map(AsFd::as_fd),
+                self.nest.oom.as_ref().map(AsFd::as_fd),
                 self.cancel,
                 open[0].then(|| self.channels.start.as_fd()),
                 open[1].then(|| self.channels.stdout.as_fd()),
@@ -281,15 +279,15 @@ impl Supervisor<'_, '_> {
 
     /// Whether there is a limit that only looking tells.
     fn measures(&self) -> bool {
-        self.cgroup.is_none() || self.limits.cpu_time.is_some()
+        self.nest.cgroup.is_none() || self.limits.cpu_time.is_some()
     }
 
     fn measure(&mut self) {
         let mut cpu = None;
-        if let Some(cgroup) = self.cgroup {
+        if let Some(cgroup) = &self.nest.cgroup {
             cpu = Some(cgroup.cpu_time());
         } else {
-            let now = Measure::of(self.init.pid);
+            let now = Measure::of(self.nest.init.pid);
             let peak = self.evidence.measured.get_or_insert_default();
             peak.raise_to(now);
             cpu = cpu.or(Some(peak.cpu));
@@ -355,8 +353,8 @@ impl Supervisor<'_, '_> {
     /// Ends init, and with it every process of its pid namespace.
     fn kill_all(&self) {
         // It may have ended by itself meanwhile.
-        pidfd_kill(self.init.pidfd.as_fd()).ok();
-        if let Some(cgroup) = self.cgroup {
+        pidfd_kill(self.nest.init.pidfd.as_fd()).ok();
+        if let Some(cgroup) = &self.nest.cgroup {
             cgroup.kill();
         }
     }
@@ -365,7 +363,7 @@ impl Supervisor<'_, '_> {
     fn reap(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + REAP_PATIENCE;
         loop {
-            let mut set = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
+            let mut set = [PollFd::new(self.nest.init.pidfd.as_fd(), PollFlags::POLLIN)];
             poll(&mut set, Some(deadline))?;
             if ready(&set[0]) {
                 break;
@@ -377,7 +375,7 @@ impl Supervisor<'_, '_> {
         // execve(2) gave init the exit signal SIGCHLD, so a host that waits for any child may have reaped it first. Its end is
         // known by the pidfd all the same.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
-        match waitid(Id::PIDFd(self.init.pidfd.as_fd()), flags) {
+        match waitid(Id::PIDFd(self.nest.init.pidfd.as_fd()), flags) {
             Ok(_) | Err(nix::errno::Errno::ECHILD) => {}
             Err(errno) => return Err(Error::Supervisor { step: "reap init", source: errno.into() }),
         }
@@ -404,7 +402,7 @@ impl Supervisor<'_, '_> {
         let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
         let mut buffers = [io::IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = match recvmsg::<()>(self.channels.control.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
+        let message = match recvmsg::<()>(self.nest.control.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
             Ok(message) => message,
             Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
             Err(nix::errno::Errno::EAGAIN) => return Ok(None),
@@ -433,15 +431,6 @@ impl Supervisor<'_, '_> {
             _ => {}
         }
         Ok(Some(report))
-    }
-}
-
-impl Drop for Supervisor<'_, '_> {
-    fn drop(&mut self) {
-        self.kill_all();
-        // After a whole run this finds no child and returns at once.
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
-        waitid(Id::PIDFd(self.init.pidfd.as_fd()), flags).ok();
     }
 }
 

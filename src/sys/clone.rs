@@ -5,9 +5,19 @@
 //! signal blocked, and makes system calls only: it allocates nothing and takes no lock. See clone(2), user_namespaces(7),
 //! capabilities(7), posix_spawn(3).
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "system calls take and return whole registers: descriptors, pids and errnos fit both ways"
+)]
+
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use super::fd::pidfd_kill;
 
 /// Every namespace of a sandbox but the cgroup namespace, which init unshares once it is in its cgroup.
 pub(crate) const NAMESPACES: u64 = (libc::CLONE_NEWUSER
@@ -21,8 +31,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const STACK: usize = 64 * 1024;
 /// What init needs inside its user namespace until the guest starts: to mount, to become the guest's user and to empty
 /// the bounding set. It gets them through `execve` as ambient capabilities, and nothing else.
-const INIT_CAPABILITIES: u64 =
-    1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP | 1 << CAP_SYS_ADMIN;
+const INIT_CAPABILITIES: u64 = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP | 1 << CAP_SYS_ADMIN;
 const CAP_SETGID: u64 = 6;
 const CAP_SETUID: u64 = 7;
 const CAP_SETPCAP: u64 = 8;
@@ -34,8 +43,6 @@ pub(crate) struct Spawn<'a> {
     pub init: BorrowedFd<'a>,
     /// Init's end of the control socket.
     pub control: BorrowedFd<'a>,
-    /// Every descriptor that init keeps, `control` among them.
-    pub keep: Vec<RawFd>,
     /// The namespaces to make: `CLONE_NEW*`.
     pub namespaces: u64,
     /// The cgroup v2 folder to start in.
@@ -44,7 +51,7 @@ pub(crate) struct Spawn<'a> {
     pub drop_groups: bool,
 }
 
-/// A started init.
+/// A started init; dropped, it is killed and reaped, and with it all that is in its pid namespace.
 #[derive(Debug)]
 pub(crate) struct Init {
     /// Readable once it and all in its pid namespace are gone.
@@ -53,6 +60,16 @@ pub(crate) struct Init {
     pub pid: libc::pid_t,
     /// Whether it is in the cgroup asked for; a kernel or seccomp filter without clone3 cannot put it there.
     pub in_cgroup: bool,
+    /// Whether clone3 made it, not clone.
+    pub clone3: bool,
+}
+
+impl Drop for Init {
+    fn drop(&mut self) {
+        // It may be dead already, or reaped: then both calls say so at once.
+        pidfd_kill(self.pidfd.as_fd()).ok();
+        waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::__WALL).ok();
+    }
 }
 
 /// clone(2)'s `struct clone_args`, up to `cgroup` (Linux 5.7).
@@ -76,12 +93,12 @@ struct CloneArgs {
 struct Shared {
     init: RawFd,
     argv: [*const libc::c_char; 3],
-    keep: Vec<RawFd>,
+    control: RawFd,
     inner: CloneArgs,
-    drop_groups: bool,
     pid: i64,
     pidfd: RawFd,
     in_cgroup: bool,
+    clone3: bool,
     failed: Option<(&'static str, i32)>,
 }
 
@@ -97,21 +114,18 @@ pub(crate) struct SpawnError {
 /// Starts init. Returns once it has been executed.
 pub(crate) fn spawn(what: Spawn<'_>) -> Result<Init, SpawnError> {
     let number = CString::new(what.control.as_raw_fd().to_string()).unwrap_or_default();
-    let mut keep = what.keep;
-    keep.sort_unstable();
-    keep.dedup();
     let mut stacks = vec![0_u8; 2 * STACK];
     let base = (stacks.as_mut_ptr() as u64).next_multiple_of(64);
     let half = (STACK - 64) as u64;
     let mut shared = Shared {
         init: what.init.as_raw_fd(),
         argv: [c"nsbox-init".as_ptr(), number.as_ptr(), std::ptr::null()],
-        keep,
+        control: what.control.as_raw_fd(),
         inner: CloneArgs::default(),
-        drop_groups: what.drop_groups,
         pid: -1,
         pidfd: -1,
         in_cgroup: what.cgroup.is_some(),
+        clone3: true,
         failed: None,
     };
     shared.inner = CloneArgs {
@@ -149,7 +163,10 @@ pub(crate) fn spawn(what: Spawn<'_>) -> Result<Init, SpawnError> {
     // SAFETY: the kernel made this descriptor for us; nothing else knows it.
     let pidfd = (shared.pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(shared.pidfd) });
     match (shared.failed, pidfd) {
-        (None, Some(pidfd)) => Ok(Init { pidfd, pid: shared.pid as libc::pid_t, in_cgroup: shared.in_cgroup }),
+        (None, Some(pidfd)) => {
+            let pid = shared.pid as libc::pid_t;
+            Ok(Init { pidfd, pid, in_cgroup: shared.in_cgroup, clone3: shared.clone3 })
+        }
         (failed, pidfd) => {
             if pidfd.is_some() {
                 // SAFETY: as above: the child that failed to execute has ended and is ours to reap.
@@ -187,20 +204,17 @@ extern "C" fn without_groups(shared: *mut Shared) -> ! {
     unreachable()
 }
 
-/// The inner child: keeps the named descriptors and capabilities, and executes init.
+/// The inner child: keeps the control socket and the capabilities, and executes init.
 extern "C" fn become_init(shared: *mut Shared) -> ! {
     // SAFETY: the caller of `clone` keeps `shared` alive and sleeps until this has executed or ended.
     unsafe {
         let shared = &mut *shared;
-        let mut next = 0;
-        for &fd in &shared.keep {
-            if fd > next {
-                raw(libc::SYS_close_range, [next as u64, fd as u64 - 1, CLOSE_RANGE_CLOEXEC, 0, 0, 0]);
-            }
-            raw(libc::SYS_fcntl, [fd as u64, libc::F_SETFD as u64, 0, 0, 0, 0]);
-            next = fd + 1;
+        let control = shared.control as u64;
+        if control > 0 {
+            raw(libc::SYS_close_range, [0, control - 1, CLOSE_RANGE_CLOEXEC, 0, 0, 0]);
         }
-        raw(libc::SYS_close_range, [next as u64, u64::from(u32::MAX), CLOSE_RANGE_CLOEXEC, 0, 0, 0]);
+        raw(libc::SYS_close_range, [control + 1, u64::from(u32::MAX), CLOSE_RANGE_CLOEXEC, 0, 0, 0]);
+        raw(libc::SYS_fcntl, [control, libc::F_SETFD as u64, 0, 0, 0, 0]);
         let errno = keep_capabilities();
         if errno != 0 {
             shared.failed = Some(("keep the capabilities for the set-up", errno));
@@ -267,6 +281,7 @@ unsafe fn clone(args: &CloneArgs, child: extern "C" fn(*mut Shared) -> !, shared
     }
     // SAFETY: as above. The flags that clone(2) does not know are dropped; exit signal 0 is the low byte.
     unsafe {
+        (*shared).clone3 = false;
         if args.flags & CLONE_INTO_CGROUP != 0 {
             (*shared).in_cgroup = false;
         }

@@ -1,7 +1,7 @@
 //! The set-up program that pid 1 of a sandbox executes: a flat list of system calls, built and checked by the supervisor.
 //!
 //! Shared, word for word, by the supervisor (`sandbox::plan` writes it) and the freestanding init (`sys/init/main.rs`
-//! executes it). One message on the control socket holds it all:
+//! executes it). One message on the control socket holds it all, and carries the descriptors (SCM_RIGHTS):
 //!
 //! ```text
 //! Header | Op * (setup + guest) | u32 * relocations | data
@@ -14,7 +14,16 @@ pub const MAGIC: u32 = 0x6e73_0001;
 /// Largest program in bytes; init reads it into a static buffer.
 pub const MAX_PROGRAM: usize = 192 * 1024;
 /// Registers that hold what earlier calls returned (descriptors).
-pub const REGISTERS: usize = 64;
+pub const OWN_REGISTERS: usize = 64;
+/// Registers that hold the descriptors that came with the program, in their order: as many as one message can carry
+/// (SCM_MAX_FD).
+pub const PASSED_REGISTERS: usize = 253;
+/// The register that holds init's end of the control socket.
+pub const CONTROL_REGISTER: usize = OWN_REGISTERS + PASSED_REGISTERS;
+/// All registers.
+pub const REGISTERS: usize = CONTROL_REGISTER + 1;
+/// Descriptors of the program have numbers from here on, out of the way of those that the guest gets.
+pub const FIRST_DESCRIPTOR: usize = 10;
 /// `Op::dst` of a call whose return value is not kept.
 pub const NO_REGISTER: u8 = 0xff;
 
@@ -42,8 +51,8 @@ pub struct Header {
     pub relocations: u32,
     /// Length of the data in bytes.
     pub data: u32,
-    /// A pidfd of the supervisor: readable once it is dead.
-    pub supervisor: i32,
+    /// Register of a pidfd of the supervisor: readable once it is dead.
+    pub supervisor: u32,
 }
 
 /// One system call.

@@ -31,7 +31,8 @@ fn compiled_runner_does_the_same() {
             \x20   name = os.path.basename(file)[:-3]\n\
             \x20   py_compile.compile(file, f'{sys.argv[2]}/{name}.{sys.implementation.cache_tag}.pyc', doraise=True)\n\
             print(sys.implementation.cache_tag)";
-        let tag = Command::new(&python).args(["-c", compile]).arg(guest_folder()).arg(compiled.path()).output().unwrap();
+        let tag =
+            Command::new(&python).args(["-c", compile]).arg(guest_folder()).arg(compiled.path()).output().unwrap();
         let tag = String::from_utf8(tag.stdout).unwrap();
         let mut run = Run::new(&python, "import socket\nresult = [1, socket.gethostbyname.__module__]");
         run.runner = compiled.path().join(format!("runner.{}.pyc", tag.trim()));
@@ -76,6 +77,14 @@ fn result_of_a_script_that_exits_well_is_kept() {
 }
 
 #[test]
+fn exit_status_beyond_a_long_is_255() {
+    // As in CPython, whose 3.12 also prints an error of its own here.
+    for python in interpreters() {
+        assert_eq!(Run::new(&python, "import sys; sys.exit(10 ** 30)").go().output.status.code(), Some(255));
+    }
+}
+
+#[test]
 fn result_is_collected_after_threads_end() {
     let source = "import threading, time\nresult = []\n\
         def late():\n    time.sleep(.1)\n    result.append(1)\nthreading.Thread(target=late).start()";
@@ -101,7 +110,8 @@ fn files_left_open_are_written_out() {
 
 #[test]
 fn site_builtins_are_there() {
-    let source = "result = [repr(exit), repr(quit), 'Copyright' in repr(copyright), 'help' in repr(help), str(credits) != '']";
+    let source =
+        "result = [repr(exit), repr(quit), 'Copyright' in repr(copyright), 'help' in repr(help), str(credits) != '']";
     let exit = text("Use exit() or Ctrl-D (i.e. EOF) to exit");
     let quit = text("Use quit() or Ctrl-D (i.e. EOF) to exit");
     let ran = Run::new(Path::new("python3"), source).go();
@@ -112,7 +122,8 @@ fn site_builtins_are_there() {
 
 #[test]
 fn protocol_keys_reach_the_interpreter() {
-    let source = "import sys\nresult = [sys.path[-2:], sys.prefix, sys.exec_prefix, sys.argv[1:], inputs, sys.orig_argv[1:]]";
+    let source =
+        "import sys\nresult = [sys.path[-2:], sys.prefix, sys.exec_prefix, sys.argv[1:], inputs, sys.orig_argv[1:]]";
     let keys = ["path=/a/b", "path=/c=d", "prefix=/venv", "input=prices", "input=a b"];
     let run = keys.into_iter().fold(Run::new(Path::new("python3"), source), Run::key);
     let ran = run.argument("x=y").go();
@@ -135,7 +146,8 @@ fn seed_makes_random_repeatable() {
         };
         assert_eq!(ask("7"), ask("7"));
         assert_ne!(ask("7"), ask("8"));
-        let own = Run::new(&python, "import random; random.seed(7)\nresult = [random.random(), random.randint(0, 10 ** 9)]");
+        let own =
+            Run::new(&python, "import random; random.seed(7)\nresult = [random.random(), random.randint(0, 10 ** 9)]");
         assert_eq!(ask("7"), own.go().result());
     }
 }
@@ -178,7 +190,8 @@ fn network_errors_keep_their_kind_and_path_sockets_work() {
 #[test]
 fn result_over_its_limit_says_so() {
     let over = |source: &str| Run::new(Path::new("python3"), source).key("result_limit=1000").go().well();
-    for source in ["result = 'x' * 1001", "result = [1] * 2000", "result = b'x' * 10 ** 9", "result = range(10 ** 12)"] {
+    for source in ["result = 'x' * 1001", "result = [1] * 2000", "result = b'x' * 10 ** 9", "result = range(10 ** 12)"]
+    {
         let document = over(source);
         assert_eq!((document.over_limit, document.result), (Some(1000), None), "{source}");
     }

@@ -45,7 +45,8 @@ fn integers_keep_every_digit() {
 
 #[test]
 fn floats_are_exact_and_null_in_json_where_not_finite() {
-    let document = collect("result = [0.1, -0.0, 5e-324, 1.7976931348623157e308, float('nan'), float('inf'), -float('inf')]");
+    let document =
+        collect("result = [0.1, -0.0, 5e-324, 1.7976931348623157e308, float('nan'), float('inf'), -float('inf')]");
     let Some(Value::List(items)) = &document.result else { panic!("not a list") };
     let bits = |value: &Value| if let Value::Float(number) = value { number.to_bits() } else { panic!("not a float") };
     let numbers = [0.1, -0.0, 5e-324, f64::MAX];
@@ -107,13 +108,18 @@ fn objects_without_a_value_become_notes() {
     let Some(Value::Dict(entries)) = document.result else { panic!("not a dict") };
     assert!(matches!(&entries[0].1, Value::Opaque { kind, .. } if kind == "__main__.Model"), "{entries:?}");
     assert_eq!(entries[2], ("ok".into(), Value::Int(1)));
-    let expected = ["result['m']: __main__.Model has no form outside Python", "result['f']: builtins.generator has no form outside Python"];
+    let expected = [
+        "result['m']: __main__.Model has no form outside Python",
+        "result['f']: builtins.generator has no form outside Python",
+    ];
     assert_eq!(document.notes, expected);
 }
 
 #[test]
 fn cycles_and_depth_become_notes() {
-    let document = collect("a = [1]; a.append(a)\nd = {}; d['d'] = d\nx = []\nfor _ in range(5000): x = [x]\nshared = [1]\nresult = [a, d, x, shared, shared]");
+    let document = collect(
+        "a = [1]; a.append(a)\nd = {}; d['d'] = d\nx = []\nfor _ in range(5000): x = [x]\nshared = [1]\nresult = [a, d, x, shared, shared]",
+    );
     assert_eq!(document.notes.len(), 3, "{:?}", document.notes);
     assert_eq!(document.notes[0], "result[0][1]: builtins.list contains itself");
     assert!(document.notes[2].ends_with("is nested more than 64 deep"));

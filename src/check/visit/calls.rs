@@ -7,6 +7,23 @@ use rustpython_text_size::Ranged;
 use super::super::scope::texts;
 use super::{RawFinding, Rule, Rules, Value};
 
+/// Methods of `str` and `bytes` that make a string.
+const TEXT_METHODS: &[&str] = &[
+    "join",
+    "format",
+    "replace",
+    "lower",
+    "upper",
+    "strip",
+    "lstrip",
+    "rstrip",
+    "decode",
+    "title",
+    "translate",
+    "removeprefix",
+    "removesuffix",
+];
+
 /// Where a reader or writer may go.
 #[derive(Clone, Copy)]
 enum Direction {
@@ -116,6 +133,12 @@ impl<'a> Rules<'a, '_> {
                 .hint("use a dict of the allowed choices"),
             ),
         }
+        let object_values = self.scopes.eval(object);
+        let replaces = matches!(accessor, "setattr" | "delattr");
+        if let Some(path) = object_values.iter().filter_map(Value::path).find(|_| replaces) {
+            let message = format!("{accessor} on '{path}' is not allowed");
+            self.add(RawFinding::new(Rule::ModuleMember, call.range, message));
+        }
         self.visit_test(object);
         self.visit_expr(name);
         rest.iter().for_each(|rest| self.visit_expr(rest));
@@ -153,7 +176,7 @@ impl<'a> Rules<'a, '_> {
         let targets: Vec<&Expr> = args.get(place).into_iter().chain(named.map(|keyword| &keyword.value)).collect();
         for target in targets {
             let values = self.scopes.eval(target);
-            if !values.iter().all(|value| self.is_allowed_target(value, direction)) {
+            if values.is_empty() || !values.iter().all(|value| self.is_allowed_target(value, direction)) {
                 let message = match direction {
                     Direction::Read => "a reader may only read a literal path under /input or /work, or a StringIO",
                     Direction::Write => "a writer may only write a literal path under /output or /work, or a StringIO",
@@ -185,6 +208,20 @@ impl<'a> Rules<'a, '_> {
         }
     }
 
+    /// Whether an expression makes a string, as far as its form tells.
+    fn makes_text(&self, expr: &Expr) -> bool {
+        match expr {
+            Expr::BinOp(_) | Expr::FString(_) => true,
+            Expr::Subscript(subscript) => texts(&self.scopes.eval(&subscript.value)).is_some(),
+            Expr::Call(call) => match &*call.func {
+                Expr::Name(name) => name.id == "str",
+                Expr::Attribute(method) => TEXT_METHODS.contains(&method.attr.as_str()),
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// `df.agg("to_csv", path_or_buf=...)`: a method named by a string gets the further arguments.
     fn judge_dispatch(&mut self, arguments: &'a Arguments) {
         let function = arguments.args.first().or_else(|| arguments.find_keyword("func").map(|keyword| &keyword.value));
@@ -205,9 +242,8 @@ impl<'a> Rules<'a, '_> {
                 ));
             }
         }
-        let computed = matches!(function, Expr::BinOp(_) | Expr::FString(_) | Expr::Call(_) | Expr::Subscript(_))
-            && texts(&self.scopes.eval(function)).is_none()
-            && arguments.args.len() > 1;
+        let unseen = texts(&self.scopes.eval(function)).is_none();
+        let computed = unseen && self.makes_text(function) && arguments.args.len() > 1;
         let path = arguments
             .keywords
             .iter()

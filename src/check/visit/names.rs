@@ -218,6 +218,9 @@ impl<'a> Rules<'a, '_> {
             let next = chain.get(index + 1).map(|next| next.attr.as_str());
             self.judge_link(attribute, next, &values, own && index == 0);
             values = self.scopes.member_of(values, &attribute.attr);
+            if attribute.ctx != ExprContext::Load {
+                self.judge_replacement(&values, attribute.range);
+            }
             if !(is_last && called) && attribute.ctx == ExprContext::Load {
                 self.judge_attribute_value(attribute, &values, own && index == 0);
             }
@@ -226,6 +229,15 @@ impl<'a> Rules<'a, '_> {
         match root {
             Expr::Name(name) => self.judge_name(name, false),
             _ => self.visit_expr(root),
+        }
+    }
+
+    /// A member of a module that is bound anew or deleted: what the check trusts must stay what it is.
+    fn judge_replacement(&mut self, values: &[Value], range: TextRange) {
+        let trusted = |path: &&str| self.policy.io.buffers.contains(path);
+        if let Some(path) = values.iter().filter_map(Value::path).find(trusted) {
+            let message = format!("assignment to '{path}' is not allowed");
+            self.add(RawFinding::new(Rule::ModuleMember, range, message));
         }
     }
 
@@ -265,8 +277,8 @@ impl<'a> Rules<'a, '_> {
         if self.is_io_method(name) || values.iter().filter_map(Value::path).any(|path| self.is_io_path(path)) {
             let finding = RawFinding::new(Rule::IoValue, range, format!("'{name}' is used as a value"));
             self.add(finding.hint("call it in place, with a literal path"));
-        } else if name == "eval" && !own {
-            let finding = RawFinding::new(Rule::Query, range, "'eval' is used as a value");
+        } else if self.policy.expressions.has_method(name) && !own {
+            let finding = RawFinding::new(Rule::Query, range, format!("'{name}' is used as a value"));
             self.add(finding.hint("call it in place, with a literal expression"));
         } else if matches!(name, "format" | "format_map") && !own {
             self.judge_format_value(attribute);

@@ -131,7 +131,7 @@ fn restrict(chains: &mut BTreeMap<u32, Chain>, options: Options) {
 }
 
 /// The running kernel's version and major revision; the oldest there is where it cannot be read.
-fn kernel_version() -> (u32, u32) {
+pub(super) fn kernel_version() -> (u32, u32) {
     let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
     let release = release.unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));

@@ -1,14 +1,12 @@
 //! Installs a program in init, which the guest inherits it from, and hands its listener to the supervisor.
 
-use std::os::fd::RawFd;
-
 use super::Program;
 use crate::sandbox::plan::{Arg, Plan};
 use crate::sys::program::REPORT_LISTENER;
 
 impl Program {
     /// Plans the seccomp filter and the hand-over of its listener to the supervisor.
-    pub(in crate::sandbox) fn plan(&self, plan: &mut Plan, control: RawFd) {
+    pub(in crate::sandbox) fn plan(&self, plan: &mut Plan) {
         const NEW_LISTENER: u64 = 1 << 3;
         let mut bpf = Vec::with_capacity(self.bpf.len() * size_of::<libc::sock_filter>());
         for instruction in self.bpf.iter() {
@@ -26,7 +24,7 @@ impl Program {
         let args = [Arg::Value(libc::SECCOMP_SET_MODE_FILTER.into()), Arg::Value(NEW_LISTENER), Arg::Data(fprog)];
         let listener = plan.open("install the seccomp filter", libc::SYS_seccomp, &args);
 
-        plan.send(control, REPORT_LISTENER, listener);
+        plan.send(REPORT_LISTENER, listener);
         plan.close(listener);
     }
 }

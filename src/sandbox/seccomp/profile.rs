@@ -146,6 +146,14 @@ impl Profile {
         Self::parse(Path::new(name), text)
     }
 
+    /// The profile of this name, a built-in one or the path of a file, as [`program`](super::program) takes it.
+    ///
+    /// # Errors
+    /// Those of [`Profile::load`] and [`Profile::builtin`].
+    pub fn named(name: &str) -> Result<Self, Error> {
+        if name.contains('/') || name.ends_with(".json") { Self::load(Path::new(name)) } else { Self::builtin(name) }
+    }
+
     /// Reads the profile in the file `path`.
     ///
     /// # Errors

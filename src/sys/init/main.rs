@@ -25,6 +25,8 @@ mod nr {
     pub const WRITE: usize = 1;
     pub const RT_SIGACTION: usize = 13;
     pub const CLONE: usize = 56;
+    pub const RECVMSG: usize = 47;
+    pub const FCNTL: usize = 72;
     pub const PRCTL: usize = 157;
     pub const EXIT_GROUP: usize = 231;
     pub const WAITID: usize = 247;
@@ -42,6 +44,10 @@ const WNOHANG: usize = 1;
 const WEXITED: usize = 4;
 const WALL: usize = 0x4000_0000;
 const PR_SET_NAME: usize = 15;
+const F_DUPFD_CLOEXEC: usize = 1030;
+const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+/// Of `struct cmsghdr` and the descriptors behind it, in words of 8 bytes.
+const RIGHTS: usize = 2 + PASSED_REGISTERS.div_ceil(2);
 /// Exit status when the supervisor is gone or the program is not one: nobody is left to read it.
 const ABANDONED: usize = 1;
 
@@ -88,11 +94,16 @@ fn report(control: usize, kind: u32, index: u32, errno: i32, code: i32, status: 
     unsafe { syscall(nr::WRITE, [control, &raw const message as usize, size_of::<Report>(), 0, 0, 0]) };
 }
 
-/// Reads the program into place, or ends: there is no supervisor to serve.
+/// Receives the program and its descriptors, or ends: there is no supervisor to serve.
 unsafe fn load(control: usize) -> Program {
     let base = addr_of_mut!(PROGRAM).cast::<u8>();
-    // SAFETY: the buffer is static, and this is the only thread.
-    let length = unsafe { syscall(nr::READ, [control, base as usize, MAX_PROGRAM, 0, 0, 0]) };
+    let mut rights = [0_u64; RIGHTS];
+    let mut iov = [base as usize, MAX_PROGRAM];
+    // struct msghdr: name, name length, iov, iov count, control, control length, flags.
+    let mut message = [0, 0, iov.as_mut_ptr() as usize, 1, rights.as_mut_ptr() as usize, RIGHTS * 8, 0];
+    // SAFETY: the program's buffer is static, this is the only thread, and the rest outlives the call.
+    let length =
+        unsafe { syscall(nr::RECVMSG, [control, message.as_mut_ptr() as usize, MSG_CMSG_CLOEXEC, 0, 0, 0]) };
     if length < size_of::<Header>() as isize {
         exit(ABANDONED);
     }
@@ -104,6 +115,13 @@ unsafe fn load(control: usize) -> Program {
     if header.magic != MAGIC || data + header.data as usize != length as usize {
         exit(ABANDONED);
     }
+    let mut registers = [-1; REGISTERS];
+    registers[CONTROL_REGISTER] = control as i64;
+    // The one control message is of SCM_RIGHTS: no other was asked for. Its length counts the 16 bytes of its header.
+    let passed = (rights[0] as usize).saturating_sub(16) / 4;
+    for (i, register) in registers[OWN_REGISTERS..CONTROL_REGISTER].iter_mut().take(passed).enumerate() {
+        *register = i64::from((rights[2 + i / 2] >> (32 * (i % 2))) as i32);
+    }
     // SAFETY: all offsets lie within the `length` bytes that were read; the supervisor aligned each pointer slot to 8.
     unsafe {
         let data = base.add(data);
@@ -111,8 +129,16 @@ unsafe fn load(control: usize) -> Program {
             let slot = data.add(base.add(relocations).cast::<u32>().add(i).read() as usize).cast::<u64>();
             slot.write(data as u64 + slot.read());
         }
-        Program { header, ops: base.add(ops).cast(), data, registers: [-1; REGISTERS], control }
+        Program { header, ops: base.add(ops).cast(), data, registers, control }
     }
+}
+
+/// Occupies the numbers below [`FIRST_DESCRIPTOR`], so that the descriptors of the program get higher ones.
+fn occupy(control: usize) {
+    // SAFETY: fcntl takes no pointer here.
+    while (0..FIRST_DESCRIPTOR as isize - 1)
+        .contains(&unsafe { syscall(nr::FCNTL, [control, F_DUPFD_CLOEXEC, 0, 0, 0, 0]) })
+    {}
 }
 
 /// Executes operations `from..to`; the first that fails is reported and ends the process.
@@ -211,9 +237,10 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         }
         decimal(stack.add(2).read() as *const u8)
     };
+    occupy(control);
     // SAFETY: the static buffers are used by this thread alone.
     let mut program = unsafe { load(control) };
-    let supervisor = program.header.supervisor;
+    let supervisor = program.registers[program.header.supervisor as usize % REGISTERS] as i32;
     // Ignored signals survive execve; the guest starts with every one at its default.
     for signal in 1..=64 {
         let action = [0_usize; 4];

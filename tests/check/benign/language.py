@@ -212,3 +212,7 @@ long_text = (
 matrix = [[1, 2], [3, 4]]
 print(matrix @ matrix if False else matrix[0][::-1], ..., None, b"bytes", 0x1F, 1_000, 1e-3, 2j)
 raise SystemExit(0)
+with ThreadPoolExecutor() as pool:
+    print(list(pool.map(partial(fib), range(5), range(5))))
+handlers = {"a": fib}
+print(list(pool.map(handlers["a"], [1], [2])), list(map(handlers.get, "ab")))

@@ -239,3 +239,26 @@ from pandas import read_csv
 class A:
     r = read_csv
 A.r("/etc/passwd")
+# ---
+# expect: NSB105
+import pandas as pd
+class A:
+    def __lt__(self, other):
+        return other
+(A() < pd).io
+# ---
+# expect: NSB105
+import pandas as pd
+def f() -> (y := pd):
+    pass
+y.io
+# ---
+# expect: NSB102
+import io
+import pandas as pd
+io.StringIO = lambda text: "/etc/passwd"
+pd.read_csv(io.StringIO("x"))
+# ---
+# expect: NSB102
+import io
+setattr(io, "StringIO", print)

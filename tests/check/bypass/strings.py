@@ -154,3 +154,13 @@ from functools import singledispatch
 def f(x): pass
 @f.register
 def g(x: "open('/etc/x')"): pass
+# ---
+# expect: NSB303
+f = df.query
+f(text)
+# ---
+# expect: NSB304
+df.agg("xto_csv"[1:], 0, "/etc/x")
+# ---
+# expect: NSB304
+df.agg(str(name), 0, "/etc/x")

@@ -1,0 +1,158 @@
+//! Runs one attack outside, with the bare interpreter, and inside, through the command.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use nsbox::outcome::Outcome;
+use serde_json::Value;
+
+/// The interpreter on both sides.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// What a test cannot do without.
+#[derive(Debug, Clone, Copy)]
+pub enum Capability {
+    /// To be root of the host: the forbidden act succeeds outside for root alone.
+    Root,
+    /// A cgroup hierarchy to write to.
+    Cgroup,
+}
+
+/// Whether the machine offers `capability`. On a desk a missing one is said aloud and passed over; where every test must
+/// run (`NSBOX_TEST_MUST_RUN=1`) it fails the test.
+#[must_use]
+pub fn require(capability: Capability) -> bool {
+    let missing = match capability {
+        Capability::Root => (!is_root()).then(|| "needs root".to_owned()),
+        Capability::Cgroup => cgroup_refusal().clone(),
+    };
+    let Some(reason) = missing else { return true };
+    // An ordinary user cannot be given what is root's; a second pass of the suite as root tests that.
+    let excused = matches!(capability, Capability::Root);
+    assert!(
+        excused || std::env::var_os("NSBOX_TEST_MUST_RUN").is_none_or(|value| value != "1"),
+        "{capability:?} is missing here, and NSBOX_TEST_MUST_RUN=1: {reason}"
+    );
+    eprintln!("SKIPPED: {reason}");
+    false
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Why no run gets a cgroup of its own here; none if it does.
+fn cgroup_refusal() -> &'static Option<String> {
+    static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
+    REFUSAL.get_or_init(|| {
+        let outcome = parse(&command(&script("pass.py", "pass"), &[]).output().expect("nsbox starts"));
+        outcome.enforced.cgroup.version.is_none().then(|| format!("no cgroup: {}", outcome.message))
+    })
+}
+
+/// A folder of this process's own: the store, scripts and whatever a test leaves.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("isolation-{}", nix::unistd::geteuid()));
+        std::fs::remove_dir_all(&folder).ok();
+        std::fs::create_dir_all(folder.join("store")).expect("a folder for the store");
+        folder
+    })
+}
+
+/// Writes a script of that name and returns its path.
+pub fn script(name: &str, source: &str) -> PathBuf {
+    let path = folder().join(name);
+    std::fs::write(&path, source).expect("a script");
+    path
+}
+
+/// `nsbox run --json` of a script, ready to start.
+pub fn command(script: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nsbox"));
+    command.args(["run", "--json", "--no-check", "--cpus", "2", "--timeout", "60s", "--python", PYTHON]);
+    if !is_root() {
+        command.arg("--allow-degraded");
+    }
+    command.args(flags).arg(script).stdin(Stdio::null());
+    command.env("NSBOX_STORE", folder().join("store")).env("NSBOX_EVENT_LOG", "none");
+    command
+}
+
+/// The outcome that the command printed.
+pub fn parse(output: &Output) -> Outcome {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    })
+}
+
+/// Runs `source` inside. `name` is unique among the tests.
+pub fn inside(name: &str, source: &str, flags: &[&str]) -> Outcome {
+    parse(&command(&script(&format!("{name}.py"), source), flags).output().expect("nsbox starts"))
+}
+
+/// Runs `source` outside, and returns its exit status and the JSON that it printed.
+pub fn outside(source: &str) -> Value {
+    let output = Command::new(PYTHON).args(["-c", source]).stdin(Stdio::null()).output().expect("python starts");
+    assert!(output.status.success(), "outside: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("the script prints JSON")
+}
+
+/// The JSON that a script printed inside.
+pub fn said(outcome: &Outcome) -> Value {
+    serde_json::from_slice(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:#?}"))
+}
+
+/// Where a file of attacks is.
+fn attacks(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/isolation/guest").join(file)
+}
+
+/// Runs a file of attacks outside, with arguments.
+pub fn attack_outside(file: &str, args: &[&str]) -> Value {
+    let output = Command::new(PYTHON).arg(attacks(file)).args(args).output().expect("python starts");
+    assert!(output.status.success(), "outside: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("the attacks print JSON")
+}
+
+/// Runs a file of attacks inside, with arguments. It is an input there, so that it can be executed anew.
+pub fn attack_inside(file: &str, args: &[&str], flags: &[&str]) -> Outcome {
+    let driver = folder().join(format!("drive-{file}"));
+    if !driver.exists() {
+        let source = "import runpy, sys\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n";
+        let fresh = folder().join(format!("drive-{file}-{}", serial()));
+        std::fs::write(&fresh, source).expect("a driver");
+        std::fs::rename(fresh, &driver).expect("a driver");
+    }
+    let mut command = command(&driver, flags);
+    // Options come before the script just as well after it.
+    command.arg("--input").arg(format!("{file}={}", attacks(file).display()));
+    for arg in std::iter::once(format!("/input/{file}").as_str()).chain(args.iter().copied()) {
+        command.args(["--arg", arg]);
+    }
+    parse(&command.output().expect("nsbox starts"))
+}
+
+/// A number that no other call of this process gets.
+pub fn serial() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// How often the run was refused `syscall`.
+pub fn refused(outcome: &Outcome, syscall: &str) -> u64 {
+    outcome.violations.iter().find(|violation| violation.syscall == syscall).map_or(0, |violation| violation.count)
+}
+
+/// The pids of every process whose command line has `marker`, `/proc` of the host read.
+pub fn processes(marker: &str) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc");
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(marker.len()).any(|window| window == marker.as_bytes()))
+    })
+    .collect()
+}
