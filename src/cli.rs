@@ -8,7 +8,8 @@ mod seccomp;
 mod spec;
 mod terminal;
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -109,10 +110,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A message of nsbox's own, apart from what scripts print.
+/// A message of nsbox's own, apart from what scripts print. It may quote a script: its exception, the names of its files.
 fn complain(message: &str) {
+    let mut stderr = io::stderr();
+    let message = if stderr.is_terminal() { terminal::visible(message).into() } else { Cow::Borrowed(message) };
     // Where stderr is gone nobody reads it.
-    writeln!(io::stderr(), "nsbox: {message}").ok();
+    writeln!(stderr, "nsbox: {message}").ok();
 }
 
 /// The manual page of the command and of each subcommand, one after the other.

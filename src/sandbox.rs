@@ -96,6 +96,12 @@ pub enum Error {
         /// The name given.
         name: String,
     },
+    /// Two inputs of one name.
+    #[error("two inputs are named {name:?}: give each a name of its own")]
+    InputTwice {
+        /// The name.
+        name: String,
+    },
     /// An input's file or folder.
     #[error("failed to open the input {name}={}", path.display())]
     Input {
@@ -286,9 +292,12 @@ impl Sandbox {
         let mut view = image_view(&self.image, &self.config.limits, self.privileged)?;
         view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"), self.privileged)?);
         view.output = output.then_some(self.config.limits.artifacts);
-        for (name, path) in inputs {
+        for (i, (name, path)) in inputs.iter().enumerate() {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
+            }
+            if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Error::InputTwice { name: name.clone() });
             }
             let input = self.input(name, path, guest).map_err(|source| Error::Input {
                 name: name.clone(),

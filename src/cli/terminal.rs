@@ -61,6 +61,13 @@ impl Writer {
     }
 }
 
+/// A text with its control characters visible.
+pub(super) fn visible(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    show(text, &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// Makes control characters visible, so that no output can drive a terminal: C0 but newline and tab in caret notation,
 /// C1 and bidirectional overrides as code points. Text may be cut anywhere between two calls.
 #[derive(Debug, Default)]

@@ -4,12 +4,13 @@
 //! that hold some; nothing is followed, nothing is opened that could block. See openat2(2), symlink(7).
 
 use std::ffi::{CStr, OsStr};
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::dir::{Dir, Type};
 use nix::fcntl::{OFlag, openat};
@@ -19,6 +20,8 @@ use crate::outcome::Artifact;
 
 /// Folders in folders; deeper ones are left, and noted.
 const MAX_DEPTH: usize = 32;
+/// Notes on what was left; the rest is counted.
+const MAX_NOTES: usize = 20;
 
 /// What was copied, and what was not.
 #[derive(Debug, Default)]
@@ -37,41 +40,64 @@ pub(crate) struct Artifacts {
 /// A file or folder of the host cannot be written; what was copied before stays.
 pub(crate) fn collect(output: OwnedFd, folder: &Path, limit: u64) -> io::Result<Artifacts> {
     fs::create_dir_all(folder)?;
-    let mut artifacts = Artifacts::default();
-    let mut left = limit;
-    let mut pending = vec![(output, PathBuf::new())];
-    while let Some((fd, inside)) = pending.pop() {
+    let mut collector = Collector { folder, left: limit, found: Artifacts::default(), unsaid: 0 };
+    collector.walk(output, Path::new(""))?;
+    let Collector { mut found, unsaid, .. } = collector;
+    if unsaid > 0 {
+        found.notes.push(format!("{unsaid} more artifacts left"));
+    }
+    found.files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+struct Collector<'a> {
+    folder: &'a Path,
+    left: u64,
+    found: Artifacts,
+    /// Notes beyond [`MAX_NOTES`].
+    unsaid: usize,
+}
+
+impl Collector<'_> {
+    /// One folder, and those in it one after the other: never more descriptors than the depth.
+    fn walk(&mut self, fd: OwnedFd, inside: &Path) -> io::Result<()> {
         for (name, kind) in entries(&fd)? {
             let path = inside.join(OsStr::from_bytes(name.to_bytes()));
-            let shown = path.display();
             match kind {
                 Some(Type::Directory) if inside.components().count() < MAX_DEPTH => {
                     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                     match openat(&fd, name.as_c_str(), flags, Mode::empty()) {
-                        Ok(child) => pending.push((child, path)),
-                        Err(errno) => artifacts.notes.push(format!("artifact folder {shown} left: {errno}")),
+                        Ok(child) => self.walk(child, &path)?,
+                        Err(errno) => self.leave(&path, errno),
                     }
                 }
-                Some(Type::Directory) => artifacts.notes.push(format!("artifact folder {shown} left: too deep")),
+                Some(Type::Directory) => self.leave(&path, "too deep"),
                 Some(Type::File) => match open_file(fd.as_fd(), &name) {
-                    Ok((file, size)) if size <= left => {
-                        left -= size;
-                        copy(file, size, &folder.join(&path))?;
-                        let path = path.to_string_lossy().into_owned();
-                        artifacts.files.push(Artifact { path, size });
+                    Ok((file, size)) if size <= self.left => {
+                        self.left -= size;
+                        copy(file, size, &self.folder.join(&path))?;
+                        self.found.files.push(Artifact { path: path.to_string_lossy().into_owned(), size });
                     }
                     Ok((_, size)) => {
-                        artifacts.over_limit = true;
-                        artifacts.notes.push(format!("artifact {shown} of {size} bytes left: over limits.artifacts"));
+                        self.found.over_limit = true;
+                        self.leave(&path, format_args!("its {size} bytes are over limits.artifacts"));
                     }
-                    Err(error) => artifacts.notes.push(format!("artifact {shown} left: {error}")),
+                    Err(error) => self.leave(&path, error),
                 },
-                _ => artifacts.notes.push(format!("artifact {shown} left: neither a file nor a folder")),
+                _ => self.leave(&path, "neither a file nor a folder"),
             }
         }
+        Ok(())
     }
-    artifacts.files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(artifacts)
+
+    /// Notes what is not copied. The name is the guest's: no control character of it reaches the message.
+    fn leave(&mut self, path: &Path, why: impl Display) {
+        if self.found.notes.len() < MAX_NOTES {
+            self.found.notes.push(format!("artifact {} left: {why}", path.to_string_lossy().escape_debug()));
+        } else {
+            self.unsaid += 1;
+        }
+    }
 }
 
 fn entries(fd: &OwnedFd) -> io::Result<Vec<(std::ffi::CString, Option<Type>)>> {

@@ -372,10 +372,13 @@ impl Supervisor<'_, '_> {
                 return Err(Error::Unreaped);
             }
         }
-        // Init has no exit signal, so only a wait that asks for such children finds it.
+        // execve(2) gave init the exit signal SIGCHLD, so a host that waits for any child may have reaped it first. Its end is
+        // known by the pidfd all the same.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
-        waitid(Id::PIDFd(self.nest.init.pidfd.as_fd()), flags)
-            .map_err(|errno| Error::Supervisor { step: "reap init", source: errno.into() })?;
+        match waitid(Id::PIDFd(self.nest.init.pidfd.as_fd()), flags) {
+            Ok(_) | Err(nix::errno::Errno::ECHILD) => {}
+            Err(errno) => return Err(Error::Supervisor { step: "reap init", source: errno.into() }),
+        }
         // Init may have spoken between the last poll and its end.
         while self.evidence.end.is_none() {
             match self.receive()? {

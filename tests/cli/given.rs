@@ -155,7 +155,8 @@ fn input_names_and_paths_are_validated() {
 fn input_given_twice_is_refused() {
     let folder = inputs();
     let file = format!("a={}", folder.path().join("prices.csv").display());
-    run(&["--input", &file, "--input", &file], "print('ran')").expect("unavailable");
+    let ran = run(&["--input", &file, "--input", &file], "print('ran')").expect("unavailable");
+    ran.says("two inputs are named \"a\"");
 }
 
 #[test]

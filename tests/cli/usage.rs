@@ -23,7 +23,7 @@ fn values_of_flags_are_judged_with_the_flag_and_what_is_expected() {
         ("--timeout", "10", "300s"),
         ("--timeout", "5 parsecs", "300s"),
         ("--cpu-time", "-3s", "300s"),
-        ("--output-limit", "1x", "1m"),
+        ("--output-limit", "1x", "512k"),
         ("--seed", "x", "none"),
         ("--backend", "moon", "namespace"),
         ("--fallback", "moon", "docker"),
@@ -42,7 +42,7 @@ fn values_of_flags_are_judged_with_the_flag_and_what_is_expected() {
 fn flags_that_do_not_exist_are_named_with_the_nearest() {
     let said = refused(&["run", "--memroy", "1g", "-"]);
     assert!(said.contains("--memroy") && said.contains("--memory"), "{said}");
-    assert!(refused(&["rnu", "-"]).contains("run"));
+    assert!(refused(&["chekc", "-"]).contains("check"));
     assert!(refused(&["run"]).contains("SCRIPT"));
     assert!(refused(&["run", "--fresh", "--warm", "-"]).contains("--warm"));
 }

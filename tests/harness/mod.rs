@@ -27,10 +27,14 @@ pub fn require(present: bool, what: &str) -> bool {
             env::var_os("NSBOX_TEST_MUST_RUN").is_none_or(|value| value != "1"),
             "must run, but there is no {what}"
         );
-        // Past the capture of the test's output: a skip must be seen.
-        writeln!(io::stderr(), "SKIPPED: there is no {what}").unwrap();
+        skipped(&format!("there is no {what}"));
     }
     present
+}
+
+/// Says that a test does not run here, past the capture of the test's output: a skip must be seen.
+pub fn skipped(why: &str) {
+    io::stderr().write_all(format!("SKIPPED: {why}\n").as_bytes()).unwrap();
 }
 
 /// Whether this process is root.

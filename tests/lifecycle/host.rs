@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nsbox::outcome::Verdict;
 use nsbox::sandbox::Sandbox;
@@ -31,15 +30,14 @@ fn two_hundred_runs_leave_nothing_and_the_host_as_small() {
     if !alone("host::two_hundred_runs_leave_nothing_and_the_host_as_small") {
         return;
     }
-    let sandbox = sandbox(&[("limits.memory", "64m"), ("limits.timeout", "400ms")]);
+    let patient = sandbox(&[("limits.memory", "64m"), ("limits.timeout", "60s")]);
+    let hasty = sandbox(&[("limits.timeout", "150ms")]);
     let mut settled = 0;
     let mut before = None;
     for i in 0..200 {
         // One in twenty ends in each of the slow ways.
-        let (source, verdict) = ENDS[if i % 20 < 16 { i % 4 } else { 4 + i % 2 }];
-        // On a machine with much to do an interpreter's own start is not in the limit, a fork of it is.
-        let outcome = sandbox.run(source);
-        assert!(outcome.verdict == verdict || outcome.verdict == Verdict::Timeout, "{source}: {}", outcome.message);
+        let (source, verdict) = ENDS[if i % 20 < 18 { i % 4 } else { 4 + i % 2 }];
+        expect(if verdict == Verdict::Timeout { &hasty } else { &patient }, source, verdict);
         if i == 39 {
             settled = resident();
             before = Some(Traces::of_this_process());
@@ -47,6 +45,7 @@ fn two_hundred_runs_leave_nothing_and_the_host_as_small() {
     }
     before.unwrap().assert_now();
     let grown = resident().saturating_sub(settled);
+    // The allocator keeps a little; 200 runs would show what leaks from each.
     assert!(grown < 512 << 10, "{grown} bytes more after 160 runs");
 }
 
@@ -75,26 +74,21 @@ fn eight_at_once_leave_nothing() {
 }
 
 #[test]
-fn host_that_waits_for_any_child_steals_none() {
-    if !alone("host::host_that_waits_for_any_child_steals_none") {
+fn host_that_waits_for_any_child_loses_no_run() {
+    if !alone("host::host_that_waits_for_any_child_loses_no_run") {
         return;
     }
     let sandbox = sandbox(&[]);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let thief = scope.spawn(|| {
-            let mut stolen = Vec::new();
+        // Hosts that reap whatever there is: shells, job runners, Python's `os.wait`.
+        scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                    Err(Errno::ECHILD) => thread::yield_now(),
-                    other => stolen.push(other),
-                }
+                waitpid(None, Some(WaitPidFlag::WNOHANG)).ok();
             }
-            stolen
         });
-        let outcomes: Vec<_> = (0..10).map(|_| sandbox.run("raise SystemExit(3)")).collect();
+        let outcomes: Vec<_> = (0..20).map(|_| sandbox.run("raise SystemExit(3)")).collect();
         done.store(true, Ordering::Relaxed);
-        assert_eq!(thief.join().unwrap(), []);
         for outcome in outcomes {
             assert_eq!((outcome.verdict, outcome.exit_code), (Verdict::Error, Some(3)), "{}", outcome.message);
         }

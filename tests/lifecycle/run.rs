@@ -64,8 +64,7 @@ fn command_killed_outright_takes_the_guest_with_it() {
     running.child.kill().unwrap();
     running.finish();
     until("init and the guest are gone", || !exists(init) && !exists(guest));
-    // Nobody is left to remove its cgroup but the next run.
-    assert!(!cgroups_of(command).is_empty());
+    // Nobody is left to remove its cgroup but the next run, whosever that is.
     run(&[], "pass").expect("ok");
     until("the next run has removed the cgroup", || cgroups_of(command).is_empty());
 }
@@ -171,7 +170,7 @@ while time.process_time() < end:
     let ran = run(&["--cpus", "2"], source).expect("ok");
     let all = begun.elapsed().as_secs_f64() * 1e3;
     let (usage, timings) = (ran.outcome.usage, ran.outcome.timings);
-    assert!((400.0..all).contains(&usage.wall_ms), "{usage:?} of {all}");
+    assert!((300.0..all).contains(&usage.wall_ms), "{usage:?} of {all}");
     let cpu = usage.cpu_user_ms.unwrap() + usage.cpu_system_ms.unwrap();
     assert!((180.0..all).contains(&cpu), "{usage:?}");
     let peak = usage.peak_memory_bytes.unwrap();

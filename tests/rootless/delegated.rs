@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 
-use crate::harness::{Ran, is_root, require};
+use crate::harness::{Ran, is_root, require, skipped};
 use crate::user::User;
 
 /// A child of this process's cgroup in each hierarchy of version 1, owned by a user; removed when dropped.
@@ -61,7 +61,9 @@ fn own_cgroup(controller: &str) -> Option<PathBuf> {
 
 /// The user and what was delegated to it.
 fn delegated() -> Option<(User, Delegation)> {
-    if !require(is_root(), "root, to delegate a cgroup") {
+    if !is_root() {
+        // The run of this suite as root is the one that must show it.
+        skipped("only root can delegate a cgroup");
         return None;
     }
     let user = User::find()?;
