@@ -1,5 +1,4 @@
 //! Hostile documents, by hand and by chance. What honest guests write is tested with real interpreters in `tests/guest`.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
 //! The outcome's JSON, its schema and its exit statuses.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 

@@ -209,8 +209,6 @@ impl Plan {
         Ok((message, &self.passed))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the numbers of system calls are small")]
-    #[expect(clippy::cast_sign_loss, reason = "AT_FDCWD too fills a register by sign extension")]
     /// The register that will hold a descriptor of the supervisor's.
     fn pass(&mut self, fd: RawFd) -> u32 {
         let index = self.passed.iter().position(|passed| *passed == fd).unwrap_or_else(|| {
@@ -220,6 +218,8 @@ impl Plan {
         narrow(OWN_REGISTERS + index)
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "the numbers of system calls are small")]
+    #[expect(clippy::cast_sign_loss, reason = "AT_FDCWD too fills a register by sign extension")]
     fn push(&mut self, step: Cow<'static, str>, nr: libc::c_long, args: &[Arg<'_>], dst: u8, tolerate: u8) {
         let mut op = Op { nr: nr as u16, dst, tolerate, kinds: 0, reserved: 0, args: [0; 6] };
         for (i, arg) in args.iter().enumerate() {

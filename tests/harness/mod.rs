@@ -21,6 +21,7 @@ const ALONE: &str = "NSBOX_TEST_ALONE";
 
 /// Whether a test can run: `true` where `present`; else says visibly why not, and fails under `NSBOX_TEST_MUST_RUN=1`.
 #[must_use]
+#[allow(clippy::explicit_write, reason = "a test's eprintln! is captured")]
 pub fn require(present: bool, what: &str) -> bool {
     if !present {
         assert!(

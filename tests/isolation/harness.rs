@@ -1,4 +1,5 @@
 //! Runs one attack outside, with the bare interpreter, and inside, through the command.
+#![allow(dead_code, reason = "shared by modules that each use a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
