@@ -155,7 +155,7 @@ impl Sandbox {
     /// Whatever of that cannot be had; nothing is replaced by something weaker unless `config.allow_degraded` says so.
     pub fn new(config: Config) -> Result<Self, Error> {
         let ids = HostIds::choose()?;
-        let ground = Ground::survey(config.allow_degraded, ids.drops_groups())?;
+        let ground = Ground::survey(config.allow_degraded, ids.drops_groups(), false)?;
         let mut sandbox = Equipment::gather(&config, ids)?.complete(config, ids, ground);
         sandbox.compile_runner()?;
         Ok(sandbox)
@@ -177,7 +177,7 @@ impl Sandbox {
         let ids = HostIds::choose()?;
         let (equipment, ground) = std::thread::scope(|scope| {
             let nest = scope.spawn(|| {
-                let ground = Ground::survey(config.allow_degraded, ids.drops_groups())?;
+                let ground = Ground::survey(config.allow_degraded, ids.drops_groups(), true)?;
                 let nest = Nest::make(&ground, ground.cgroup(&config)?, NAMESPACES)?;
                 Ok::<_, Error>((ground, nest))
             });
@@ -360,7 +360,7 @@ impl Sandbox {
             landlock::plan_restrict(&mut plan, abi, view.output.is_some());
         }
         self.program.plan(&mut plan);
-        command.plan(&mut plan, &self.config, fds);
+        command.plan(&mut plan, &self.config, fds, rlimits);
         plan
     }
 }

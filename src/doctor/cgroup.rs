@@ -12,11 +12,6 @@ const LAYERS: [&str; 3] = ["cgroup_memory", "cgroup_pids", "cgroup_cpu"];
 /// Makes a cgroup with the limits of a run and puts a child in it; without a prober, makes an empty one.
 pub(super) fn examine(prober: Option<&Prober<'_>>, host: &Host) -> Vec<Layer> {
     let tried = "reading the mounts and this process's membership";
-    let hierarchy = match Hierarchy::discover() {
-        Ok(hierarchy) => hierarchy,
-        Err(error) => return none(tried, &error),
-    };
-    let place = hierarchy.to_string();
     let owner = match Owner::current() {
         Ok(owner) => owner,
         Err(error) => {
@@ -24,6 +19,11 @@ pub(super) fn examine(prober: Option<&Prober<'_>>, host: &Host) -> Vec<Layer> {
             return vec![Layer::refused("cgroup", tried, error.to_string(), knobs)];
         }
     };
+    let hierarchy = match Hierarchy::discover(&owner, true) {
+        Ok(hierarchy) => hierarchy,
+        Err(error) => return none(tried, &error),
+    };
+    let place = hierarchy.to_string();
     let tried = "making one with every limit of a run, a child in it";
     let result = prober.map(|prober| prober.cgroup(&hierarchy, &owner));
     if let Some(Ok(files)) = result {

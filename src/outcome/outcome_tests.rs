@@ -68,11 +68,11 @@ fn outcome_json_fits_its_schema() {
 fn published_schema_is_the_generated_one() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/outcome.schema.json");
     let generated = serde_json::to_string_pretty(&Outcome::json_schema()).unwrap() + "\n";
-    if std::env::var_os("NSBOX_BLESS").is_some() {
+    if std::env::var_os("NSBOX_TEST_BLESS").is_some() {
         std::fs::write(&path, &generated).unwrap();
     }
     let published = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(published == generated, "{} is out of date: run with NSBOX_BLESS=1", path.display());
+    assert!(published == generated, "{} is out of date: run with NSBOX_TEST_BLESS=1", path.display());
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! is a child of the supervisor's own; its name says whose it is, so that the next run removes what a dead supervisor
 //! left. See cgroups(7), the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
 
+mod delegation;
+
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -54,6 +56,15 @@ pub enum Error {
         /// Why it failed.
         #[source]
         source: io::Error,
+    },
+    /// The cgroup has other processes, so its children can have no controllers (version 2).
+    #[error(
+        "the cgroup {} has processes of its own, so runs can have no limits under it: start nsbox in a cgroup of its own (systemd-run --user --scope -p Delegate=yes nsbox run ...), move this process into a leaf of it, or set allow_degraded: true",
+        path.display()
+    )]
+    Occupied {
+        /// The cgroup.
+        path: PathBuf,
     },
     /// The crate that writes the limits failed.
     #[error("failed to set the {limit} limit in {}", path.display())]
@@ -130,12 +141,10 @@ impl fmt::Display for Hierarchy {
 }
 
 impl Hierarchy {
-    /// Finds where this process may make cgroups, by the mounts and its own membership.
-    pub(crate) fn discover() -> Result<Self, Error> {
-        Self::from(&mountinfo_self(), &get_cgroups_relative_paths().unwrap_or_default())
-    }
-
-    fn from(mounts: &[Mountinfo], own: &std::collections::HashMap<String, String>) -> Result<Self, Error> {
+    /// Finds where `owner`, this process, may make cgroups, by the mounts and its own membership. `may_move`: it may move
+    /// itself into a leaf of its cgroup, where version 2 asks for that.
+    pub(crate) fn discover(owner: &Owner, may_move: bool) -> Result<Self, Error> {
+        let (mounts, own) = (mountinfo_self(), get_cgroups_relative_paths().unwrap_or_default());
         let place = |mount: &Mountinfo, path: &str| {
             // In a container the mount shows a subtree; the membership is still told from the hierarchy's root.
             let inside = Path::new(path).strip_prefix(&mount.mount_root).unwrap_or(Path::new(path));
@@ -145,6 +154,7 @@ impl Hierarchy {
             let parent = place(mount, own.get("").map_or("/", String::as_str));
             let offered = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
             if REQUIRED.iter().all(|name| offered.split_whitespace().any(|offer| offer == *name)) {
+                let parent = delegation::parent_of_runs(parent, &mount.mount_point, owner, may_move)?;
                 return Ok(Self::V2 { parent });
             }
         }
@@ -181,9 +191,6 @@ impl Hierarchy {
     /// Makes a cgroup with every limit set, for `owner` (see [`Owner`]).
     pub(crate) fn create(&self, owner: &Owner, limits: &Limits) -> Result<Cgroup, Error> {
         let name = owner.next_name();
-        if let Self::V2 { parent } = self {
-            enable_controllers(parent)?;
-        }
         let mut cgroup = Cgroup { folders: Vec::new(), version: self.version(), cpuacct: None };
         for parent in self.parents() {
             let folder = parent.join(&name);
@@ -231,21 +238,6 @@ impl Hierarchy {
             }
         }
     }
-}
-
-/// Version 2 gives a child only the controllers that its parent enables, and no parent but the root may have processes
-/// of its own beside that.
-fn enable_controllers(parent: &Path) -> Result<(), Error> {
-    let path = parent.join("cgroup.subtree_control");
-    let enabled = fs::read_to_string(&path).unwrap_or_default();
-    if REQUIRED.iter().all(|name| enabled.split_whitespace().any(|have| have == *name)) {
-        return Ok(());
-    }
-    fs::write(&path, "+memory +pids +cpu").map_err(|source| Error::Refused {
-        step: "enable the controllers in",
-        path,
-        source,
-    })
 }
 
 impl Cgroup {

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::plan::{Arg, Plan, literal};
+use super::rlimits::{self, Rlimit};
 use crate::config::Config;
 use crate::image::Interpreter;
 
@@ -63,7 +64,7 @@ pub(crate) struct Runner {
 impl Runner {
     /// Puts the runner into the store if it is not there.
     pub(crate) fn install(store: &Path, tag: &str) -> io::Result<Self> {
-        let folder = store.join(format!("guest-{}", env!("NSBOX_GUEST_DIGEST")));
+        let folder = store.join(format!("guest-{}", env!("GUEST_DIGEST")));
         let inner = folder.join("guest");
         let compiled = format!("runner.{tag}.pyc");
         let mut file = format!("{RUNNER_FOLDER}/{compiled}");
@@ -186,7 +187,7 @@ impl Command<'_> {
     }
 
     /// Plans what the guest's process does between its clone and its first instruction.
-    pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: Descriptors) {
+    pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: Descriptors, rlimits: &[Rlimit]) {
         let argv = plan.strings(self.argv(config));
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());
@@ -219,6 +220,7 @@ impl Command<'_> {
             libc::SYS_rt_sigprocmask,
             &[Arg::Value(libc::SIG_SETMASK as u64), Arg::Bytes(&[0; 8]), Arg::Value(0), Arg::Value(8)],
         );
+        rlimits::plan_open_files(plan, rlimits);
         let step = format!("execute {}", self.python.executable.display());
         plan.call(step, libc::SYS_execve, &[Arg::Data(path), Arg::Data(argv), Arg::Data(environment)]);
     }

@@ -45,16 +45,18 @@ pub(crate) struct Nest {
 }
 
 impl Ground {
-    /// Looks at this process. Without a cgroup hierarchy it fails, unless `allow_degraded`.
-    pub(crate) fn survey(allow_degraded: bool, drop_groups: bool) -> Result<Self, Error> {
-        let hierarchy = match Hierarchy::discover() {
+    /// Looks at this process. Without a cgroup hierarchy it fails, unless `allow_degraded`. `may_move`: this process is
+    /// nsbox's own and may be moved into a leaf of its cgroup; a host that embeds the library never is.
+    pub(crate) fn survey(allow_degraded: bool, drop_groups: bool, may_move: bool) -> Result<Self, Error> {
+        let owner = Owner::current().map_err(failed("name this process"))?;
+        let hierarchy = match Hierarchy::discover(&owner, may_move) {
             Ok(hierarchy) => Ok(hierarchy),
             Err(error) if allow_degraded => Err(error.to_string()),
             Err(error) => return Err(error.into()),
         };
         Ok(Self {
             hierarchy,
-            owner: Owner::current().map_err(failed("name this process"))?,
+            owner,
             init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
             this: pidfd_open(nix::unistd::getpid().as_raw()).map_err(failed("open a pidfd of this process"))?,
             drop_groups,

@@ -90,7 +90,7 @@ impl<'a> Prober<'a> {
             limits,
             ids,
             program: seccomp::program(profile, options)?,
-            ground: Ground::survey(true, ids.is_some_and(HostIds::drops_groups))?,
+            ground: Ground::survey(true, ids.is_some_and(HostIds::drops_groups), true)?,
             privileged: mounts::may_clone(),
         })
     }

@@ -47,11 +47,18 @@ pub(crate) fn of(limits: &Limits) -> Vec<Rlimit> {
         .collect()
 }
 
-/// Plans them for init, whose children inherit them.
+/// Plans them for init, whose children inherit them; but for that of open files, of which init still holds many.
 pub(crate) fn plan(plan: &mut Plan, limits: &[Rlimit]) {
-    for limit in limits {
-        let pair: Vec<u8> = [limit.applied; 2].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let args = [Arg::Value(0), Arg::Value(limit.resource as u64), Arg::Bytes(&pair), Arg::Value(0)];
-        plan.call(format!("set RLIMIT_{}", limit.name), libc::SYS_prlimit64, &args);
-    }
+    limits.iter().filter(|limit| limit.resource != Resource::RLIMIT_NOFILE).for_each(|limit| set(plan, limit));
+}
+
+/// Plans the limit of open files, for the guest's process: the descriptors above it are closed by its `execve`.
+pub(crate) fn plan_open_files(plan: &mut Plan, limits: &[Rlimit]) {
+    limits.iter().filter(|limit| limit.resource == Resource::RLIMIT_NOFILE).for_each(|limit| set(plan, limit));
+}
+
+fn set(plan: &mut Plan, limit: &Rlimit) {
+    let pair: Vec<u8> = [limit.applied; 2].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let args = [Arg::Value(0), Arg::Value(limit.resource as u64), Arg::Bytes(&pair), Arg::Value(0)];
+    plan.call(format!("set RLIMIT_{}", limit.name), libc::SYS_prlimit64, &args);
 }

@@ -1,6 +1,6 @@
 //! The built-in profiles, compiled, for the price of a copy: reading and compiling one takes longer than loading it.
 //!
-//! Written by `NSBOX_BLESS=1 cargo test --lib builtin_table`, and never by hand.
+//! Written by `NSBOX_TEST_BLESS=1 cargo test --lib builtin_table`, and never by hand.
 
 use super::Arch;
 

@@ -159,7 +159,7 @@ fn table_source() -> String {
     let mut source = String::from(
         "//! The built-in profiles, compiled, for the price of a copy: reading and compiling one takes longer than loading it.\n\
          //!\n\
-         //! Written by `NSBOX_BLESS=1 cargo test --lib builtin_table`, and never by hand.\n\n\
+         //! Written by `NSBOX_TEST_BLESS=1 cargo test --lib builtin_table`, and never by hand.\n\n\
          use super::Arch;\n\n\
          /// A profile's name, its architecture, whether memfds have to be sealed against execution, and its instructions:\n\
          /// `code << 48 | jt << 40 | jf << 32 | k`.\n\
@@ -191,10 +191,10 @@ fn pack(instruction: &sock_filter) -> u64 {
 fn builtin_table_is_what_the_files_compile_to() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sandbox/seccomp/builtin.rs");
     let wanted = table_source();
-    if std::env::var_os("NSBOX_BLESS").is_some() {
+    if std::env::var_os("NSBOX_TEST_BLESS").is_some() {
         std::fs::write(&path, &wanted).unwrap();
     }
-    let stale = "seccomp/*.json or the compiler changed: run NSBOX_BLESS=1 cargo test --lib builtin_table";
+    let stale = "seccomp/*.json or the compiler changed: run NSBOX_TEST_BLESS=1 cargo test --lib builtin_table";
     assert!(std::fs::read_to_string(&path).unwrap() == wanted, "{stale}");
 }
 
