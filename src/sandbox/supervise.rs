@@ -374,10 +374,13 @@ impl Supervisor<'_, '_> {
                 return Err(Error::Unreaped);
             }
         }
-        // Init has no exit signal, so only a wait that asks for such children finds it.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
-        waitid(Id::PIDFd(self.init.pidfd.as_fd()), flags)
-            .map_err(|errno| Error::Supervisor { step: "reap init", source: errno.into() })?;
+        match waitid(Id::PIDFd(self.init.pidfd.as_fd()), flags) {
+            // execve gives init SIGCHLD as its exit signal, so a host that waits for any child may have reaped it first.
+            // The pidfd has told its end, and its status is not asked for.
+            Ok(_) | Err(nix::errno::Errno::ECHILD) => {}
+            Err(errno) => return Err(Error::Supervisor { step: "reap init", source: errno.into() }),
+        }
         // Init may have spoken between the last poll and its end.
         while self.evidence.end.is_none() {
             match self.receive()? {

@@ -48,7 +48,11 @@ result = 'done'
 #[test]
 fn check_comes_before_seccomp_and_seccomp_backs_it_up() {
     let source = "import os\nos.setns(os.open('/proc/self/ns/uts', os.O_RDONLY), 0)\n";
-    let source = if cfg!(target_arch = "x86_64") { source.replace("os.setns(", "(lambda f, k: __import__('ctypes').CDLL(None).setns(f, k))(") } else { source.to_owned() };
+    let source = if cfg!(target_arch = "x86_64") {
+        source.replace("os.setns(", "(lambda f, k: __import__('ctypes').CDLL(None).setns(f, k))(")
+    } else {
+        source.to_owned()
+    };
     let first = checked("checked", &source);
     assert_eq!(first.verdict, Verdict::Rejected, "{first:#?}");
     assert_eq!(first.exit_status(), 126);
@@ -71,7 +75,10 @@ print(json.dumps(found))
     let outcome = inside("counted", source, &[]);
     assert_eq!(outcome.verdict, Verdict::Ok);
     assert_eq!(said(&outcome), json!([[-1, 1], [-1, 1], [-1, 1], [-1, 1], [-1, 1]]));
-    assert_eq!((refused(&outcome, "ptrace"), refused(&outcome, "unshare"), refused(&outcome, "perf_event_open")), (3, 1, 1));
+    assert_eq!(
+        (refused(&outcome, "ptrace"), refused(&outcome, "unshare"), refused(&outcome, "perf_event_open")),
+        (3, 1, 1)
+    );
     assert_eq!(outcome.violations.len(), 3);
 }
 

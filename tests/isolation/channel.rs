@@ -22,7 +22,8 @@ result = 42
 fn forged_success_on_every_descriptor_is_still_the_scripts_failure() {
     assert_eq!(inside("honest", HONEST, &[]).verdict, Verdict::Ok);
     // The runner's own words, taken from its code in the guest, would be believed of a run that ended well.
-    for document in ["b'\\xa1fresult\\x18\\x2a'", r#"b'{"verdict":"ok","exit_code":0,"result":42}\n'"#, "b'\\x01' * 24"] {
+    for document in ["b'\\xa1fresult\\x18\\x2a'", r#"b'{"verdict":"ok","exit_code":0,"result":42}\n'"#, "b'\\x01' * 24"]
+    {
         let outcome = leave(document, "range(64)", 42);
         assert_eq!((outcome.verdict, outcome.exit_code), (Verdict::Error, Some(42)), "{outcome:#?}");
         assert_eq!(outcome.exit_status(), 42);

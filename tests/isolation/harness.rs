@@ -17,8 +17,6 @@ pub const PYTHON: &str = "/usr/bin/python3";
 /// What a test cannot do without.
 #[derive(Debug, Clone, Copy)]
 pub enum Capability {
-    /// To be root of the host: the forbidden act succeeds outside for root alone.
-    Root,
     /// A cgroup hierarchy to write to.
     Cgroup,
 }
@@ -28,14 +26,11 @@ pub enum Capability {
 #[must_use]
 pub fn require(capability: Capability) -> bool {
     let missing = match capability {
-        Capability::Root => (!is_root()).then(|| "needs root".to_owned()),
         Capability::Cgroup => cgroup_refusal().clone(),
     };
     let Some(reason) = missing else { return true };
-    // An ordinary user cannot be given what is root's; a second pass of the suite as root tests that.
-    let excused = matches!(capability, Capability::Root);
     assert!(
-        excused || std::env::var_os("NSBOX_TEST_MUST_RUN").is_none_or(|value| value != "1"),
+        std::env::var_os("NSBOX_TEST_MUST_RUN").is_none_or(|value| value != "1"),
         "{capability:?} is missing here, and NSBOX_TEST_MUST_RUN=1: {reason}"
     );
     eprintln!("SKIPPED: {reason}");

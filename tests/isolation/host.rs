@@ -1,5 +1,6 @@
 //! The library in a host of many threads: children, descriptors and memory of the host stay as they were.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,7 +35,8 @@ fn alone(test: &str) -> bool {
 }
 
 fn sandbox() -> Sandbox {
-    let mut config = Config { check: false, python: Some(PathBuf::from(PYTHON)), allow_degraded: !is_root(), ..Config::default() };
+    let mut config =
+        Config { check: false, python: Some(PathBuf::from(PYTHON)), allow_degraded: !is_root(), ..Config::default() };
     config.limits.cpus = 2.0;
     config.limits.timeout = Duration::from_secs(60);
     Sandbox::new(config).expect("a sandbox")
@@ -95,8 +97,10 @@ fn threaded_host_loses_nothing_and_keeps_nothing() {
                 thread::sleep(Duration::from_micros(200));
             }
         });
-        run_all(&sandbox, 10);
+        let ran = catch_unwind(AssertUnwindSafe(|| run_all(&sandbox, 10)));
+        // Before a failure is passed on, or the scope would wait for the reaper for ever.
         stop.store(true, Ordering::Relaxed);
+        ran.unwrap_or_else(|panic| resume_unwind(panic));
     });
     assert_eq!(stolen.into_inner(), 0, "the sandbox's children are not the host's to reap");
     assert_eq!(descriptors(), descriptors_before);

@@ -82,7 +82,8 @@ fn nothing_is_left(marker: &str, launchers: &[u32], inits: &[i32]) {
 
 /// What a run left in the store, and in the folder for temporary files.
 fn listing(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()).collect();
+    let mut found: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()).collect();
     found.sort();
     found
 }
@@ -99,7 +100,12 @@ fn launcher_killed_at_any_moment_leaves_nothing() {
     let (mut launchers, mut inits) = (Vec::new(), Vec::new());
     for attempt in 0..40_u64 {
         let mut command = harness::command(&path, &[]);
-        let mut launcher = command.env("TMPDIR", &temporary).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsbox starts");
+        let mut launcher = command
+            .env("TMPDIR", &temporary)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nsbox starts");
         // 0 to 30 ms, in an order that no pattern of the scheduler follows.
         sleep(Duration::from_micros(attempt * 7_919 % 30_000));
         inits.extend(children(launcher.id()));
@@ -179,7 +185,11 @@ fn launcher_stopped_and_killed_takes_the_guest_along() {
 fn orphans_that_hold_the_output_do_not_delay_the_return() {
     let marker = format!("orphans-{}", std::process::id());
     let begun = Instant::now();
-    let outcome = inside(&marker, &STUBBORN.replace("time.sleep(60)\n\"", "").replace("\ntime.sleep(60)\n", "\nprint('end')\n"), &[]);
+    let outcome = inside(
+        &marker,
+        &STUBBORN.replace("time.sleep(60)\n\"", "").replace("\ntime.sleep(60)\n", "\nprint('end')\n"),
+        &[],
+    );
     assert_eq!((outcome.verdict, outcome.stdout.as_slice()), (Verdict::Ok, &b"end\n"[..]), "{outcome:#?}");
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(processes(&marker), [] as [i32; 0]);

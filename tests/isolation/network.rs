@@ -150,7 +150,7 @@ def attempt(act):
         return errno.errorcode.get(error.errno, str(error.errno))
 print(json.dumps({
     'v4': attempt(lambda: socket.create_connection(('192.0.2.1', 53), 1)),
-    'v6': attempt(lambda: socket.create_connection(('2001:db8::1', 53, 0, 0), 1)),
+    'v6': attempt(lambda: socket.create_connection(('2001:db8::1', 53), 1)),
     'sockets': [path for path in ('/run/docker.sock', '/var/run/docker.sock', '/run/dbus/system_bus_socket',
                                   '/run/systemd/private', '/run/containerd/containerd.sock') if os.path.exists(path)],
 }))

@@ -73,7 +73,8 @@ fn writable_mounts_are_nosuid_nodev_noexec_and_the_rest_read_only() {
     let outside = harness::outside(source);
     let host = outside.as_str().expect("text");
     assert!(host.lines().any(|line| line.split(' ').nth(4) == Some("/")), "{host}");
-    let mountinfo = said(&inside("mounts", source, &["--input", &format!("data={}", script("data.csv", "1").display())]));
+    let mountinfo =
+        said(&inside("mounts", source, &["--input", &format!("data={}", script("data.csv", "1").display())]));
     let mut writable = Vec::new();
     for line in mountinfo.as_str().expect("text").lines() {
         let fields: Vec<&str> = line.split(' ').collect();
@@ -148,7 +149,9 @@ print(json.dumps(found))
         }
     }
     let walls = &outcome.enforced;
-    for wall in [&walls.namespaces, &walls.user_map, &walls.root, &walls.capabilities, &walls.no_new_privs, &walls.seccomp] {
+    for wall in
+        [&walls.namespaces, &walls.user_map, &walls.root, &walls.capabilities, &walls.no_new_privs, &walls.seccomp]
+    {
         assert_eq!(wall.status, LayerStatus::Applied, "{wall:?}");
     }
 }

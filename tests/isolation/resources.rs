@@ -102,10 +102,20 @@ fn memory_is_held_outside_and_is_oom_inside_however_it_is_spread() {
         return;
     }
     for (how, hog) in HOGS {
-        assert_eq!(harness::outside(&(hog.to_owned() + "print('\"held\"', flush=True)\nimport os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
-             for pid in open(f'/proc/self/task/{os.getpid()}/children').read().split(): os.kill(int(pid), 9)\n")), "held", "{how}");
-        let outcome =
-            inside(&format!("hog-{}", serial()), &format!("{hog}\nprint('held')\n"), &["--memory", "96m", "--disk", "512m"]);
+        assert_eq!(
+            harness::outside(
+                &(hog.to_owned()
+                    + "print('\"held\"', flush=True)\nimport os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+             for pid in open(f'/proc/self/task/{os.getpid()}/children').read().split(): os.kill(int(pid), 9)\n")
+            ),
+            "held",
+            "{how}"
+        );
+        let outcome = inside(
+            &format!("hog-{}", serial()),
+            &format!("{hog}\nprint('held')\n"),
+            &["--memory", "96m", "--disk", "512m"],
+        );
         assert_eq!(outcome.verdict, Verdict::Oom, "{how}: {outcome:#?}");
         assert_eq!(outcome.exit_status(), 137);
         let peak = outcome.usage.peak_memory_bytes.expect("a peak");
@@ -288,17 +298,30 @@ fn scripts_that_will_not_end_are_ended() {
     let scripts = [
         ("a call that holds the interpreter's lock", "sum(range(10 ** 13))\n"),
         ("a regular expression", "import re\nre.match('(a+)+$', 'a' * 60 + 'b')\n"),
-        ("every signal ignored", "import signal, time\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: time.sleep(1)\n"),
-        ("every signal blocked", "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: time.sleep(1)\n"),
+        (
+            "every signal ignored",
+            "import signal, time\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: time.sleep(1)\n",
+        ),
+        (
+            "every signal blocked",
+            "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: time.sleep(1)\n",
+        ),
         ("stopped", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n"),
-        ("children that stop their parent", "import os, signal, time\nif os.fork() == 0:\n    while True: os.kill(os.getppid(), signal.SIGSTOP)\nwhile True: time.sleep(1)\n"),
+        (
+            "children that stop their parent",
+            "import os, signal, time\nif os.fork() == 0:\n    while True: os.kill(os.getppid(), signal.SIGSTOP)\nwhile True: time.sleep(1)\n",
+        ),
         ("output without end", "while True: print('x' * 100000)\n"),
-        ("refused calls without end", "import ctypes\nlibc = ctypes.CDLL(None)\nwhile True: libc.syscall(101, 0, 0, 0, 0)\n"),
+        (
+            "refused calls without end",
+            "import ctypes\nlibc = ctypes.CDLL(None)\nwhile True: libc.syscall(101, 0, 0, 0, 0)\n",
+        ),
         ("an empty poll", "import select\nselect.select([], [], [])\n"),
     ];
     for (how, source) in scripts {
         let begun = Instant::now();
-        let outcome = inside(&format!("endless-{}", serial()), &format!("print('begun')\n{source}"), &["--timeout", "400ms"]);
+        let outcome =
+            inside(&format!("endless-{}", serial()), &format!("print('begun')\n{source}"), &["--timeout", "400ms"]);
         assert_eq!(outcome.verdict, Verdict::Timeout, "{how}: {outcome:?}");
         assert_eq!(outcome.exit_status(), 124);
         assert!(outcome.stdout.starts_with(b"begun"), "{how}: what was printed is kept");
