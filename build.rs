@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     compile_init(&out.join("nsbox-init"))?;
     convert_policy(&out.join("policy.json"))?;
-    println!("cargo::rustc-env=NSBOX_GUEST_DIGEST={:016x}", guest_digest()?);
+    println!("cargo::rustc-env=GUEST_DIGEST={:016x}", guest_digest()?);
     Ok(())
 }
 

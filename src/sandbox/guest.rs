@@ -70,7 +70,7 @@ pub(crate) struct Runner {
 impl Runner {
     /// Puts the runner into the store if it is not there.
     pub(crate) fn install(store: &Path, tag: &str) -> io::Result<Self> {
-        let folder = store.join(format!("guest-{}", env!("NSBOX_GUEST_DIGEST")));
+        let folder = store.join(format!("guest-{}", env!("GUEST_DIGEST")));
         let inner = folder.join("guest");
         let compiled = format!("runner.{tag}.pyc");
         let mut file = format!("{RUNNER_FOLDER}/{compiled}");
