@@ -155,7 +155,7 @@ impl Sandbox {
     /// Whatever of that cannot be had; nothing is replaced by something weaker unless `config.allow_degraded` says so.
     pub fn new(config: Config) -> Result<Self, Error> {
         let ids = HostIds::choose()?;
-        let ground = Ground::survey(config.allow_degraded, ids.drops_groups(), false)?;
+        let ground = Ground::survey(nest::init_binary()?, config.allow_degraded, ids.drops_groups(), false)?;
         let mut sandbox = Equipment::gather(&config, ids)?.complete(config, ids, ground);
         sandbox.compile_runner()?;
         Ok(sandbox)
@@ -175,18 +175,26 @@ impl Sandbox {
     /// A sandbox, and the nest of its first run.
     fn prepare(config: Config) -> Result<(Self, Nest), Error> {
         let ids = HostIds::choose()?;
-        let (equipment, ground) = std::thread::scope(|scope| {
-            let nest = scope.spawn(|| {
-                let ground = Ground::survey(config.allow_degraded, ids.drops_groups(), true)?;
-                let nest = Nest::make(&ground, ground.cgroup(&config)?, NAMESPACES)?;
-                Ok::<_, Error>((ground, nest))
+        let init = nest::init_binary()?;
+        let drop_groups = ids.drops_groups();
+        let (hatched, equipment, found) = std::thread::scope(|scope| {
+            let hatching = nest::may_hatch_early().then(|| {
+                let init = &init;
+                scope.spawn(move || nest::hatch(init, NAMESPACES, None, drop_groups))
+            });
+            let found = init.try_clone().map_err(failed("share the init binary")).and_then(|init| {
+                let ground = Ground::survey(init, config.allow_degraded, drop_groups, true)?;
+                let cgroup = ground.cgroup(&config)?;
+                Ok((ground, cgroup))
             });
             let equipment = Equipment::gather(&config, ids);
             let panicked = || Err(failed("make the namespaces")(io::Error::other("its thread panicked")));
-            (equipment, nest.join().unwrap_or_else(|_| panicked()))
+            let hatched = hatching.map(|thread| thread.join().unwrap_or_else(|_| panicked())).transpose();
+            (hatched, equipment, found)
         });
-        let (ground, nest) = ground?;
-        let mut sandbox = equipment?.complete(config, ids, ground);
+        let (equipment, (ground, cgroup)) = (equipment?, found?);
+        let nest = Nest::make(&ground, cgroup, NAMESPACES, hatched?)?;
+        let mut sandbox = equipment.complete(config, ids, ground);
         sandbox.compile_runner()?;
         Ok((sandbox, nest))
     }
@@ -231,7 +239,7 @@ impl Sandbox {
         let Script { name: shown, source, args, inputs, stdin, artifacts } = script;
         let nest = match nest {
             Some(nest) => nest,
-            None => Nest::make(&self.ground, self.ground.cgroup(&self.config)?, NAMESPACES)?,
+            None => Nest::make(&self.ground, self.ground.cgroup(&self.config)?, NAMESPACES, None)?,
         };
         let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
         idmap::write_maps(nest.init.pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;

@@ -424,6 +424,7 @@ def main():
                 write_all(result_fd, document)
             except OSError as refused:
                 print(f"nsbox: the result could not be written: {refused}", file=sys.stderr)
+                code = code or 1
     leave(error, code, result_fd, module)
 
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::cgroup::get_cgroups_relative_paths;
 use cgroups_rs::fs::cpu::CpuController;
-use cgroups_rs::fs::hierarchies::{Mountinfo, mountinfo_self};
+use cgroups_rs::fs::hierarchies::mountinfo_self;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -145,16 +145,16 @@ impl Hierarchy {
     /// itself into a leaf of its cgroup, where version 2 asks for that.
     pub(crate) fn discover(owner: &Owner, may_move: bool) -> Result<Self, Error> {
         let (mounts, own) = (mountinfo_self(), get_cgroups_relative_paths().unwrap_or_default());
-        let place = |mount: &Mountinfo, path: &str| {
+        let place = |root: &Path, point: &Path, path: &str| {
             // In a container the mount shows a subtree; the membership is still told from the hierarchy's root.
-            let inside = Path::new(path).strip_prefix(&mount.mount_root).unwrap_or(Path::new(path));
-            mount.mount_point.join(inside.strip_prefix("/").unwrap_or(inside))
+            let inside = Path::new(path).strip_prefix(root).unwrap_or(Path::new(path));
+            point.join(inside.strip_prefix("/").unwrap_or(inside))
         };
-        if let Some(mount) = mounts.iter().find(|mount| mount.fs_type.0 == "cgroup2") {
-            let parent = place(mount, own.get("").map_or("/", String::as_str));
+        if let Some((root, point)) = delegation::mount() {
+            let parent = place(&root, &point, own.get("").map_or("/", String::as_str));
             let offered = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
             if REQUIRED.iter().all(|name| offered.split_whitespace().any(|offer| offer == *name)) {
-                let parent = delegation::parent_of_runs(parent, &mount.mount_point, owner, may_move)?;
+                let parent = delegation::parent_of_runs(parent, &point, owner, may_move)?;
                 return Ok(Self::V2 { parent });
             }
         }
@@ -162,7 +162,7 @@ impl Hierarchy {
             let mount = mounts
                 .iter()
                 .find(|mount| mount.fs_type.0 == "cgroup" && mount.super_opts.iter().any(|option| option == name))?;
-            Some(place(mount, own.get(name)?))
+            Some(place(&mount.mount_root, &mount.mount_point, own.get(name)?))
         };
         match (v1("memory"), v1("pids"), v1("cpu")) {
             (Some(memory), Some(pids), Some(cpu)) => {
@@ -349,9 +349,9 @@ impl Cgroup {
 
     /// Ends every process in it, those that fork at this moment too (version 2, Linux 5.14).
     pub(crate) fn kill(&self) {
-        if self.version == 2 {
+        if let (2, Some(folder)) = (self.version, self.folders.first()) {
             // Where the file is missing, the end of the pid namespace's init does the same.
-            fs::write(self.folders[0].join("cgroup.kill"), "1").ok();
+            fs::write(folder.join("cgroup.kill"), "1").ok();
         }
     }
 

@@ -45,7 +45,7 @@ impl Channels {
             stderr,
             start,
             code: memory_file(c"nsbox-script", NOEXEC_SEAL)?.into(),
-            result: memory_file(c"nsbox-result", NOEXEC_SEAL)?.into(),
+            result: unsealable(memory_file(c"nsbox-result", NOEXEC_SEAL)?)?,
             stdin,
             stdout_end,
             stderr_end,
@@ -110,6 +110,12 @@ fn memory_file(name: &std::ffi::CStr, mode: u32) -> io::Result<OwnedFd> {
         Err(Errno::EINVAL) => Ok(memfd_create(name, flags)?),
         created => Ok(created?),
     }
+}
+
+/// A memfd that nobody can seal: the guest must not take from its own runner what the result is written to.
+fn unsealable(fd: OwnedFd) -> io::Result<File> {
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SEAL))?;
+    Ok(fd.into())
 }
 
 /// A memfd that holds a program and can never change.

@@ -1,10 +1,11 @@
 //! Where a run will live: a cgroup, and an init in new namespaces that waits for its plan.
 //!
-//! It depends on the limits alone, not on the script or the image, so it is made on a thread of its own while the rest
-//! is gathered: making namespaces takes as long as everything else together.
+//! Neither depends on the script or the image, and the init not on the cgroup where it can enter that by itself: so its
+//! namespaces, which take as long as everything else together, are made on a thread of their own meanwhile.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
@@ -15,8 +16,11 @@ use crate::config::Config;
 use crate::sys::clone::{Init, Spawn, spawn};
 use crate::sys::fd::pidfd_open;
 
-/// The freestanding init, compiled by `build.rs`.
-const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-init"));
+/// The freestanding init, compiled by `build.rs`, in a sealed memfd.
+pub(crate) fn init_binary() -> Result<OwnedFd, Error> {
+    let content = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-init"));
+    channels::executable(c"nsbox-init", content).map_err(failed("keep init in a memfd"))
+}
 
 /// What nests stand on: facts of this process and its machine.
 #[derive(Debug)]
@@ -47,7 +51,12 @@ pub(crate) struct Nest {
 impl Ground {
     /// Looks at this process. Without a cgroup hierarchy it fails, unless `allow_degraded`. `may_move`: this process is
     /// nsbox's own and may be moved into a leaf of its cgroup; a host that embeds the library never is.
-    pub(crate) fn survey(allow_degraded: bool, drop_groups: bool, may_move: bool) -> Result<Self, Error> {
+    pub(crate) fn survey(
+        init: OwnedFd,
+        allow_degraded: bool,
+        drop_groups: bool,
+        may_move: bool,
+    ) -> Result<Self, Error> {
         let owner = Owner::current().map_err(failed("name this process"))?;
         let hierarchy = match Hierarchy::discover(&owner, may_move) {
             Ok(hierarchy) => Ok(hierarchy),
@@ -57,7 +66,7 @@ impl Ground {
         Ok(Self {
             hierarchy,
             owner,
-            init: channels::executable(c"nsbox-init", INIT).map_err(failed("keep init in a memfd"))?,
+            init,
             this: pidfd_open(nix::unistd::getpid().as_raw()).map_err(failed("open a pidfd of this process"))?,
             drop_groups,
         })
@@ -74,24 +83,47 @@ impl Ground {
     }
 }
 
+/// An init in new namespaces, with the supervisor's end of its control socket.
+pub(crate) type Hatched = (Init, OwnedFd);
+
+/// Starts `binary` as the init of new namespaces (`CLONE_NEW*`), in a cgroup of version 2 where `folder` is one.
+pub(crate) fn hatch(
+    binary: &OwnedFd,
+    namespaces: u64,
+    folder: Option<&OwnedFd>,
+    drop_groups: bool,
+) -> Result<Hatched, Error> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+        .map_err(io::Error::from)
+        .map_err(failed("open the control socket"))?;
+    let cgroup = folder.map(AsFd::as_fd);
+    let init = spawn(Spawn { init: binary.as_fd(), control: theirs.as_fd(), namespaces, cgroup, drop_groups })
+        .map_err(|error| Error::Spawn { step: error.step, source: error.source })?;
+    Ok((init, control))
+}
+
+/// Whether init can be started before its cgroup is made: it enters one of version 1 by itself, but must be cloned into
+/// one of version 2. A wrong guess costs time, for then init enters by itself too.
+pub(crate) fn may_hatch_early() -> bool {
+    !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 impl Nest {
-    /// Makes the namespaces `namespaces` (`CLONE_NEW*`) with an init in them.
-    pub(crate) fn make(ground: &Ground, cgroup: Option<Cgroup>, namespaces: u64) -> Result<Self, Error> {
+    /// Makes the namespaces `namespaces` (`CLONE_NEW*`) with an init in them, unless that was done already.
+    pub(crate) fn make(
+        ground: &Ground,
+        cgroup: Option<Cgroup>,
+        namespaces: u64,
+        hatched: Option<Hatched>,
+    ) -> Result<Self, Error> {
         let entry =
             cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
         let oom = cgroup.as_ref().map(Cgroup::oom_event).transpose().map_err(failed("watch for the end of memory"))?;
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let (control, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
-            .map_err(io::Error::from)
-            .map_err(failed("open the control socket"))?;
-        let init = spawn(Spawn {
-            init: ground.init.as_fd(),
-            control: theirs.as_fd(),
-            namespaces,
-            cgroup: entry.folder.as_ref().map(AsFd::as_fd),
-            drop_groups: ground.drop_groups,
-        })
-        .map_err(|error| Error::Spawn { step: error.step, source: error.source })?;
+        let (init, control) = match hatched {
+            Some(hatched) => hatched,
+            None => hatch(&ground.init, namespaces, entry.folder.as_ref(), ground.drop_groups)?,
+        };
         Ok(Self { init, control, cgroup, entry, oom: oom.flatten() })
     }
 

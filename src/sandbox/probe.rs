@@ -9,7 +9,7 @@ use super::cgroup::{Cgroup, Hierarchy, Owner};
 use super::channels::Channels;
 use super::idmap::{self, GUEST_ID, HostIds, OnlyRoot};
 use super::mounts::{View, WRITABLE};
-use super::nest::{Ground, Nest};
+use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan, literal};
 use super::script::Stdin;
 use super::supervise::{Evidence, Supervisor};
@@ -90,7 +90,7 @@ impl<'a> Prober<'a> {
             limits,
             ids,
             program: seccomp::program(profile, options)?,
-            ground: Ground::survey(true, ids.is_some_and(HostIds::drops_groups), true)?,
+            ground: Ground::survey(nest::init_binary()?, true, ids.is_some_and(HostIds::drops_groups), true)?,
             privileged: mounts::may_clone(),
         })
     }
@@ -196,7 +196,7 @@ impl<'a> Prober<'a> {
     fn attempt(&self, namespaces: i32, cgroup: Option<Cgroup>, build: impl FnOnce(&mut Plan)) -> Result<Seen, Error> {
         let channels = Channels::open(Stdin::Empty).map_err(failed("open the pipes of the run"))?;
         let namespaces = u64::from((libc::CLONE_NEWUSER | namespaces).unsigned_abs());
-        let nest = Nest::make(&self.ground, cgroup, namespaces)?;
+        let nest = Nest::make(&self.ground, cgroup, namespaces, None)?;
         let (pid, clone3) = (nest.init.pid, nest.init.clone3);
         let host_ids = self.ids.ok_or(OnlyRoot)?.of_this_thread();
         idmap::write_maps(pid, (GUEST_ID, GUEST_ID), host_ids).map_err(failed("map the guest's user"))?;

@@ -3,11 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use nsbox::config::Config;
 use nsbox::outcome::Verdict;
@@ -84,16 +84,13 @@ fn threaded_host_loses_nothing_and_keeps_nothing() {
     let sandbox = sandbox();
     run_all(&sandbox, 2);
     let (descriptors_before, memory_before) = (descriptors(), resident_kib());
-    let (stop, stolen) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        // A host that reaps whatever it finds, as many do.
+        // A host that reaps whatever it finds, as many do. execve(2) gives init the exit signal SIGCHLD whatever its clone
+        // asked for, so such a host can reap an init first; no run may be lost by it.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                if let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG))
-                    && status != WaitStatus::StillAlive
-                {
-                    stolen.fetch_add(1, Ordering::Relaxed);
-                }
+                waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)).ok();
                 thread::sleep(Duration::from_micros(200));
             }
         });
@@ -102,7 +99,6 @@ fn threaded_host_loses_nothing_and_keeps_nothing() {
         stop.store(true, Ordering::Relaxed);
         ran.unwrap_or_else(|panic| resume_unwind(panic));
     });
-    assert_eq!(stolen.into_inner(), 0, "the sandbox's children are not the host's to reap");
     assert_eq!(descriptors(), descriptors_before);
     let grown = resident_kib().saturating_sub(memory_before);
     assert!(grown < 4096, "{grown} KiB more after 80 runs");

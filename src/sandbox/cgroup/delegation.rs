@@ -11,6 +11,17 @@ use nix::unistd::{AccessFlags, access};
 
 use super::{Error, Owner, REQUIRED};
 
+/// The root and the mount point of the version 2 hierarchy; proc_pid_mountinfo(5). cgroups-rs reads those of version 1 alone.
+pub(super) fn mount() -> Option<(PathBuf, PathBuf)> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        file_system.starts_with("cgroup2 ").then_some(())?;
+        Some((fields.next()?.into(), fields.next()?.into()))
+    })
+}
+
 /// Chooses the cgroup under which runs get theirs, for a process in the cgroup `own` of a hierarchy mounted at `top`:
 ///
 /// 1. its own, where the controllers are enabled for children or can be;
