@@ -279,6 +279,8 @@ impl Sandbox {
             hierarchy.sweep(&self.ground.owner);
         }
         supervisor.wait_ready(&plan, setup_deadline)?;
+        supervisor.start()?;
+        // Read back while the interpreter starts; that all is armed, init has said.
         account.armed(supervisor.nest.cgroup.as_ref());
         let evidence = supervisor.run(&plan, setup_deadline)?;
         let cgroup = supervisor.nest.cgroup.take();

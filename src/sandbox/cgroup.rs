@@ -432,3 +432,33 @@ fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_cgroup_of_either_version_can_be_dropped() {
+        for version in [1, 2] {
+            let top = tempfile::tempdir().unwrap();
+            let folder = top.path().join("nsbox-test");
+            fs::create_dir(&folder).unwrap();
+            let mut cgroup = Cgroup { folders: vec![folder.clone()], version, cpuacct: None };
+            cgroup.remove().unwrap();
+            assert!(!folder.exists());
+            drop(cgroup);
+        }
+    }
+
+    #[test]
+    fn cgroup_is_stale_once_its_owner_is_gone() {
+        let owner = Owner::current().unwrap();
+        assert!(!owner.is_stale(&owner.next_name()));
+        let earlier = Owner { started: owner.started - 1, ..owner.clone() };
+        assert!(owner.is_stale(&earlier.next_name()), "the pid is used again");
+        let elsewhere = Owner { pid_namespace: owner.pid_namespace + 1, ..earlier };
+        assert!(!owner.is_stale(&elsewhere.next_name()), "another pid namespace's processes cannot be seen");
+        assert!(!owner.is_stale("nsbox-"), "not a name of a run");
+        assert!(!owner.is_stale("somebody-1-2-3"), "not one of ours");
+    }
+}

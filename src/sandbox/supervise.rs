@@ -173,10 +173,15 @@ impl Supervisor<'_, '_> {
         }
     }
 
-    /// Starts the guest and watches it until nothing of it is left.
-    pub(crate) fn run(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
+    /// Starts the guest.
+    pub(crate) fn start(&self) -> Result<(), Error> {
         send(self.nest.control.as_raw_fd(), &COMMAND_GO.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
             .map_err(|errno| Error::Supervisor { step: "start the guest", source: errno.into() })?;
+        Ok(())
+    }
+
+    /// Watches the started guest until nothing of it is left.
+    pub(crate) fn run(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
         let outcome = self.watch(plan, setup_deadline);
         if outcome.is_err() {
             self.kill_all();

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use harness::{Ran, judge, nsbox, require};
+use harness::{Ran, judge, nsbox, require, skipped};
 
 /// Runs a script as plain Python does and prints what it leaves in `metrics`.
 const OUTSIDE: &str = r#"
@@ -44,7 +44,11 @@ fn pyenv(version: &str) -> Option<PathBuf> {
     let mut found = found
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{version}."))));
     let python = found.find(|path| path.join("bin/python3").exists()).map(|path| path.join("bin/python3"));
-    require(python.is_some(), &format!("Python {version} in pyenv")).then_some(python).flatten()
+    if python.is_none() {
+        // Each version that is present is tried; nobody must have them all.
+        skipped(&format!("there is no Python {version} in pyenv"));
+    }
+    python
 }
 
 /// An environment with pandas and the prices; made where it is not there yet.

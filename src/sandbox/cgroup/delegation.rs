@@ -84,6 +84,16 @@ mod tests {
     }
 
     #[test]
+    fn version_2_hierarchy_is_found_by_its_mount() {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let found = mount();
+        assert_eq!(found.is_some(), mounts.contains(" - cgroup2 "), "{mounts}");
+        if let Some((_, point)) = found {
+            assert!(point.join("cgroup.controllers").exists(), "{}", point.display());
+        }
+    }
+
+    #[test]
     fn own_cgroup_is_taken_where_its_children_have_the_controllers() {
         let top = tempfile::tempdir().unwrap();
         let own = folder(&top.path().join("a"), "cpuset cpu io memory pids\n");
