@@ -44,10 +44,10 @@ pub(super) struct Limits {
 pub(super) struct Imports {
     pub(super) allow: Words,
     pub(super) deny: Paths,
-    pub(super) only: HashMap<String, Words>,
+    pub(super) only: Map<String, Words>,
     pub(super) members: Words,
     pub(super) star: Words,
-    pub(super) hints: HashMap<String, String>,
+    pub(super) hints: Map<String, String>,
 }
 
 /// Double-underscore names.
@@ -73,14 +73,25 @@ pub(super) struct Io {
     pub(super) code_suffixes: Vec<String>,
 }
 
+/// A set whose hashes are cheap, and seeded, so that a source cannot choose names that collide.
+pub(super) type Set<T> = HashSet<T, foldhash::fast::RandomState>;
+
+/// The same, with values.
+pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// A set of names.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(transparent)]
-pub(super) struct Words(HashSet<Box<str>>);
+pub(super) struct Words(Set<Box<str>>);
 
 impl Words {
     pub(super) fn contains(&self, name: &str) -> bool {
         self.0.contains(name)
+    }
+
+    /// Whether a path in the set ends in `name`; for small sets.
+    pub(super) fn has_member(&self, name: &str) -> bool {
+        self.0.iter().any(|path| path.rsplit('.').next() == Some(name))
     }
 }
 
@@ -88,7 +99,7 @@ impl Words {
 /// a trailing `*` stands for any ending.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Paths {
-    exact: HashSet<Box<str>>,
+    exact: Set<Box<str>>,
     prefixes: Vec<Box<str>>,
 }
 

@@ -3,14 +3,15 @@
 //! Each scope is read once, in the order of the source, before its statements are judged. A name stands for the union of
 //! all that its scope ever binds to it, so that no order of execution can hide a meaning.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use rustpython_ast::visitor::{self, Visitor};
 use rustpython_ast::{self as ast, Expr, Operator, Parameters, Pattern, Stmt};
 use rustpython_text_size::TextRange;
+use smallvec::{SmallVec, smallvec};
 
-use super::policy::Policy;
+use super::policy::{Map, Policy, Set};
 
 /// Constant strings are followed up to this many bytes.
 const TEXT_BYTES: usize = 4096;
@@ -45,8 +46,8 @@ impl Value {
     }
 }
 
-/// A set of values, small.
-pub(super) type Values = Vec<Value>;
+/// A set of values: mostly one, which takes no allocation.
+pub(super) type Values = SmallVec<[Value; 1]>;
 
 /// The text of an expression that can only be constant strings, all of them.
 pub(super) fn texts(values: &[Value]) -> Option<Vec<&str>> {
@@ -68,16 +69,16 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Scope<'a> {
     pub(super) kind: Kind,
-    pub(super) names: HashMap<&'a str, Values>,
+    pub(super) names: Map<&'a str, Values>,
     /// Names declared `global` here.
-    pub(super) globals: HashSet<&'a str>,
+    pub(super) globals: Set<&'a str>,
     /// Names declared `nonlocal` here.
-    pub(super) nonlocals: HashSet<&'a str>,
+    pub(super) nonlocals: Set<&'a str>,
 }
 
 impl Scope<'_> {
     pub(super) fn new(kind: Kind) -> Self {
-        Scope { kind, names: HashMap::new(), globals: HashSet::new(), nonlocals: HashSet::new() }
+        Scope { kind, names: Map::default(), globals: Set::default(), nonlocals: Set::default() }
     }
 }
 
@@ -106,7 +107,7 @@ impl<'a> Scopes<'a, '_> {
                 }
             }
         }
-        values.push(Value::Member(format!("builtins.{name}").into()));
+        values.push(Value::Member(join("builtins", name)));
         values
     }
 
@@ -115,37 +116,44 @@ impl<'a> Scopes<'a, '_> {
         match expr {
             Expr::Name(name) => self.lookup(&name.id),
             Expr::Attribute(attribute) => self.member_of(self.eval(&attribute.value), &attribute.attr),
-            Expr::StringLiteral(literal) => vec![text(literal.value.to_str())],
-            Expr::FString(literal) => vec![self.fold_f_string(literal)],
-            Expr::NoneLiteral(_) => vec![Value::Nothing],
+            Expr::StringLiteral(literal) => smallvec![text(literal.value.to_str())],
+            Expr::FString(literal) => smallvec![self.fold_f_string(literal)],
+            Expr::NoneLiteral(_) => smallvec![Value::Nothing],
             Expr::Named(named) => self.eval(&named.value),
             Expr::If(choice) => union(self.eval(&choice.body), self.eval(&choice.orelse)),
             Expr::BoolOp(choice) => choice.values.iter().map(|value| self.eval(value)).fold(Values::new(), union),
             Expr::BinOp(ast::ExprBinOp { left, op: Operator::Add, right, .. }) => {
                 let left = self.eval(left);
                 if !left.iter().all(|value| matches!(value, Value::Text(_))) {
-                    return vec![Value::Other];
+                    return smallvec![Value::Other];
                 }
                 concatenate(&left, &self.eval(right))
             }
             Expr::Call(call) => self.eval_call(call),
-            _ => vec![Value::Other],
+            _ => smallvec![Value::Other],
         }
     }
 
     /// What the attribute `name` of `values` may stand for.
     pub(super) fn member_of(&self, mut values: Values, name: &str) -> Values {
         for value in &mut values {
-            *value = value.path().map_or(Value::Other, |path| Value::Member(format!("{path}.{name}").into()));
+            *value = value.path().map_or(Value::Other, |path| Value::Member(join(path, name)));
         }
         values.dedup();
         values
     }
 
     fn eval_call(&self, call: &ast::ExprCall) -> Values {
+        // Most methods are told by their names, which spares the walk down a chain of calls.
+        if let Expr::Attribute(method) = &*call.func
+            && method.attr.as_str() != "getattr"
+            && !self.policy.io.buffers.has_member(&method.attr)
+        {
+            return smallvec![Value::Other];
+        }
         let functions = self.eval(&call.func);
         if functions.iter().all(|value| value.path().is_some_and(|path| self.policy.io.buffers.contains(path))) {
-            return vec![Value::Buffer];
+            return smallvec![Value::Buffer];
         }
         if let (true, [object, name, ..]) =
             (functions.iter().any(|value| value.path() == Some("builtins.getattr")), &*call.arguments.args)
@@ -155,7 +163,7 @@ impl<'a> Scopes<'a, '_> {
             let object = self.eval(object);
             return names.iter().map(|name| self.member_of(object.clone(), name)).fold(Values::new(), union);
         }
-        vec![Value::Other]
+        smallvec![Value::Other]
     }
 
     fn fold_f_string(&self, literal: &ast::ExprFString) -> Value {
@@ -188,7 +196,7 @@ impl<'a> Scopes<'a, '_> {
     /// Reads what the statements of `body` bind into the innermost scope.
     pub(super) fn collect(&mut self, parameters: Option<&'a Parameters>, body: &'a [Stmt]) {
         for parameter in parameters.into_iter().flatten() {
-            self.bind(parameter.name(), parameter.name().range, vec![Value::Other]);
+            self.bind(parameter.name(), parameter.name().range, smallvec![Value::Other]);
         }
         Collector { scopes: self }.visit_body(body);
     }
@@ -203,9 +211,9 @@ impl<'a> Scopes<'a, '_> {
         match target {
             Expr::Name(name) => self.bind(name.id.as_str(), name.range, values.clone()),
             Expr::Tuple(ast::ExprTuple { elts, .. }) | Expr::List(ast::ExprList { elts, .. }) => {
-                elts.iter().for_each(|target| self.bind_target(target, &vec![Value::Other]));
+                elts.iter().for_each(|target| self.bind_target(target, &smallvec![Value::Other]));
             }
-            Expr::Starred(starred) => self.bind_target(&starred.value, &vec![Value::Other]),
+            Expr::Starred(starred) => self.bind_target(&starred.value, &smallvec![Value::Other]),
             _ => {}
         }
     }
@@ -227,6 +235,11 @@ impl<'a> Scopes<'a, '_> {
     }
 }
 
+/// The path of `name` in `path`.
+fn join(path: &str, name: &str) -> Rc<str> {
+    [path, name].join(".").into()
+}
+
 fn text(value: &str) -> Value {
     if value.len() > TEXT_BYTES { Value::Other } else { Value::Text(value.into()) }
 }
@@ -245,9 +258,9 @@ fn union(mut left: Values, right: Values) -> Values {
 }
 
 fn concatenate(left: &[Value], right: &[Value]) -> Values {
-    let (Some(left), Some(right)) = (texts(left), texts(right)) else { return vec![Value::Other] };
+    let (Some(left), Some(right)) = (texts(left), texts(right)) else { return smallvec![Value::Other] };
     if left.len() * right.len() > MEANINGS {
-        return vec![Value::Other];
+        return smallvec![Value::Other];
     }
     left.iter().flat_map(|left| right.iter().map(move |right| text(&format!("{left}{right}")))).collect()
 }
@@ -271,7 +284,7 @@ struct Collector<'s, 'a, 'p> {
 
 impl<'a> Collector<'_, 'a, '_> {
     fn other(&mut self, identifier: &'a ast::Identifier) {
-        self.scopes.bind(identifier.as_str(), identifier.range, vec![Value::Other]);
+        self.scopes.bind(identifier.as_str(), identifier.range, smallvec![Value::Other]);
     }
 
     fn assign(&mut self, target: &'a Expr, value: &'a Expr) {
@@ -320,22 +333,22 @@ impl<'a> Visitor<'a> for Collector<'_, 'a, '_> {
                         Some(asname) => (asname.as_str(), full),
                         None => full.split_once('.').map_or((full, full), |(top, _)| (top, top)),
                     };
-                    self.scopes.bind(name, alias.range, vec![Value::Module(path.into())]);
+                    self.scopes.bind(name, alias.range, smallvec![Value::Module(path.into())]);
                 }
             }
             Stmt::ImportFrom(import) => {
                 let module = import.module.as_deref().unwrap_or_default();
                 for alias in &import.names {
                     let name = alias.asname.as_ref().unwrap_or(&alias.name).as_str();
-                    let path = format!("{module}.{}", alias.name.as_str());
-                    self.scopes.bind(name, alias.range, vec![Value::Member(path.into())]);
+                    let path = join(module, &alias.name);
+                    self.scopes.bind(name, alias.range, smallvec![Value::Member(path)]);
                 }
             }
             Stmt::Assign(assign) => assign.targets.iter().for_each(|target| self.assign(target, &assign.value)),
             Stmt::AnnAssign(ast::StmtAnnAssign { target, value: Some(value), .. }) => self.assign(target, value),
-            Stmt::AugAssign(assign) => self.scopes.bind_target(&assign.target, &vec![Value::Other]),
-            Stmt::For(ast::StmtFor { target, .. }) => self.scopes.bind_target(target, &vec![Value::Other]),
-            Stmt::TypeAlias(ast::StmtTypeAlias { name, .. }) => self.scopes.bind_target(name, &vec![Value::Other]),
+            Stmt::AugAssign(assign) => self.scopes.bind_target(&assign.target, &smallvec![Value::Other]),
+            Stmt::For(ast::StmtFor { target, .. }) => self.scopes.bind_target(target, &smallvec![Value::Other]),
+            Stmt::TypeAlias(ast::StmtTypeAlias { name, .. }) => self.scopes.bind_target(name, &smallvec![Value::Other]),
             Stmt::With(with) => {
                 for item in &with.items {
                     if let Some(target) = item.optional_vars.as_deref() {

@@ -9,6 +9,7 @@ mod strings;
 use rustpython_ast::visitor::{self, Visitor};
 use rustpython_ast::{self as ast, Expr, Parameters, Pattern, Stmt};
 use rustpython_text_size::Ranged;
+use smallvec::smallvec;
 
 use super::Rule;
 use super::policy::Policy;
@@ -140,7 +141,7 @@ impl<'a> Rules<'a, '_> {
         self.visit_expr(&first.iter);
         self.scopes.stack.push(Scope::new(Kind::Function));
         for generator in generators {
-            self.scopes.bind_target(&generator.target, &vec![Value::Other]);
+            self.scopes.bind_target(&generator.target, &smallvec![Value::Other]);
         }
         self.in_scope(Kind::Function, |rules| {
             rules.visit_expr(&first.target);
@@ -152,8 +153,10 @@ impl<'a> Rules<'a, '_> {
 
     fn visit_assign(&mut self, targets: &'a [Expr], value: &'a Expr) {
         // A plain alias of a module is followed by the scopes.
-        let values = self.scopes.eval(value);
-        let is_alias = targets.iter().all(|target| self.is_followed(target, &values));
+        let is_alias = value.is_name_expr() && {
+            let values = self.scopes.eval(value);
+            targets.iter().all(|target| self.is_followed(target, &values))
+        };
         match value {
             Expr::Name(name) if is_alias => self.judge_name(name, false),
             _ => self.visit_expr(value),
@@ -283,7 +286,7 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
     fn visit_expr(&mut self, expr: &'a Expr) {
         match expr {
             Expr::Name(name) => self.judge_name(name, true),
-            Expr::Attribute(_) => self.visit_attribute(expr, false),
+            Expr::Attribute(_) => _ = self.visit_attribute(expr, false),
             Expr::Call(call) => self.visit_call(call),
             Expr::StringLiteral(literal) => self.judge_text(literal.value.to_str(), literal.range),
             Expr::FString(_) => {
@@ -307,9 +310,10 @@ impl<'a> Visitor<'a> for Rules<'a, '_> {
             }
             Expr::Named(named) => {
                 // Where the scopes follow it as they follow an assignment, it is an alias.
-                let values = self.scopes.eval(&named.value);
                 match &*named.value {
-                    Expr::Name(name) if self.is_followed(&named.target, &values) => self.judge_name(name, false),
+                    Expr::Name(name) if self.is_followed(&named.target, &self.scopes.lookup(&name.id)) => {
+                        self.judge_name(name, false);
+                    }
                     _ => self.visit_expr(&named.value),
                 }
                 self.visit_expr(&named.target);

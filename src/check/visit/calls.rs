@@ -3,6 +3,7 @@
 use rustpython_ast::visitor::Visitor;
 use rustpython_ast::{self as ast, Arguments, Expr};
 use rustpython_text_size::Ranged;
+use smallvec::SmallVec;
 
 use super::super::scope::texts;
 use super::{RawFinding, Rule, Rules, Value};
@@ -34,8 +35,12 @@ enum Direction {
 impl<'a> Rules<'a, '_> {
     pub(super) fn visit_call(&mut self, call: &'a ast::ExprCall) {
         let arguments = &call.arguments;
-        let functions = self.scopes.eval(&call.func);
-        let mut paths: Vec<&str> = functions.iter().filter_map(Value::path).collect();
+        // A chain of attributes is judged as it is evaluated.
+        let functions = match &*call.func {
+            chain @ Expr::Attribute(_) => self.visit_attribute(chain, true),
+            other => self.scopes.eval(other),
+        };
+        let mut paths: SmallVec<[&str; 2]> = functions.iter().filter_map(Value::path).collect();
         if let Expr::Name(name) = &*call.func
             && self.policy.builtins.contains(&name.id)
             && self.is_shadowed(&name.id)
@@ -73,7 +78,6 @@ impl<'a> Rules<'a, '_> {
             if self.policy.dispatch.contains(name) {
                 self.judge_dispatch(arguments);
             }
-            self.visit_attribute(&call.func, true);
         } else {
             self.visit_callee(&call.func);
         }

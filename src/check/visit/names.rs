@@ -3,8 +3,9 @@
 use rustpython_ast::visitor::Visitor;
 use rustpython_ast::{self as ast, Expr, ExprContext, Identifier};
 use rustpython_text_size::{Ranged, TextRange};
+use smallvec::SmallVec;
 
-use super::{Kind, RawFinding, Rule, Rules, Value};
+use super::{Kind, RawFinding, Rule, Rules, Value, Values};
 
 fn is_dunder(name: &str) -> bool {
     name.len() > 4 && name.starts_with("__") && name.ends_with("__")
@@ -30,8 +31,8 @@ impl<'a> Rules<'a, '_> {
             }
             return;
         }
-        let values = self.scopes.lookup(&name.id);
         if as_value {
+            let values = self.scopes.lookup(&name.id);
             self.judge_value(&name.id, &values, name.range);
         }
     }
@@ -202,9 +203,10 @@ impl<'a> Rules<'a, '_> {
         !is_forbidden
     }
 
-    /// A whole chain of attributes, root first; `called` where it is the function of a call that is judged as such.
-    pub(super) fn visit_attribute(&mut self, expr: &'a Expr, called: bool) {
-        let mut chain = Vec::new();
+    /// A whole chain of attributes, root first; `called` where it is the function of a call that is judged as such. Returns
+    /// what the chain may stand for.
+    pub(super) fn visit_attribute(&mut self, expr: &'a Expr, called: bool) -> Values {
+        let mut chain = SmallVec::<[&ast::ExprAttribute; 8]>::new();
         let mut root = expr;
         while let Expr::Attribute(attribute) = root {
             chain.push(attribute);
@@ -230,6 +232,7 @@ impl<'a> Rules<'a, '_> {
             Expr::Name(name) => self.judge_name(name, false),
             _ => self.visit_expr(root),
         }
+        values
     }
 
     /// A member of a module that is bound anew or deleted: what the check trusts must stay what it is.
@@ -254,7 +257,7 @@ impl<'a> Rules<'a, '_> {
             return;
         }
         self.judge_attribute_name(name, range, own);
-        for path in values.iter().filter_map(Value::path) {
+        for path in values.iter().filter_map(Value::path).filter(|path| !path.starts_with("builtins.")) {
             self.judge_member(path, name, range);
         }
     }
