@@ -7,18 +7,33 @@ use crate::event::{Event, EventType, Log};
 use crate::outcome::{Backend, Outcome, Verdict};
 use crate::sandbox::{Sandbox, Script, Watch, unavailable};
 
-/// Runs one script by `config`; each decision is a line of `log`.
-///
-/// Never fails: a run that could not begin is an outcome of verdict `unavailable`, whose message says why.
-pub fn run(config: Config, script: Script, watch: Watch<'_>, log: &Log) -> Outcome {
-    let backend = match choose(&config) {
-        Ok(backend) => backend,
-        Err(why) => return record(unavailable(&config.image, &why), log),
-    };
-    log.write(
-        &Event::new(EventType::ExecutionModeSelected, format!("{} runs on namespaces", script.shown())).mode(backend),
-    );
-    record(Sandbox::run_once(config, script, watch), log)
+/// Serves any number of runs, from any number of threads; each decision is a line of its log.
+#[derive(Debug)]
+pub struct Router {
+    config: Config,
+    log: Log,
+}
+
+impl Router {
+    /// A router by `config`. Nothing is tried before the first run.
+    #[must_use]
+    pub fn new(config: Config, log: Log) -> Self {
+        Self { config, log }
+    }
+
+    /// Runs one script to its end.
+    ///
+    /// Never fails: a run that could not begin is an outcome of verdict `unavailable`, whose message says why.
+    pub fn run(&self, script: Script, watch: Watch<'_>) -> Outcome {
+        let backend = match choose(&self.config) {
+            Ok(backend) => backend,
+            Err(why) => return record(unavailable(&self.config.image, &why), &self.log),
+        };
+        let event = Event::new(EventType::ExecutionModeSelected, format!("{} runs on namespaces", script.shown()))
+            .mode(backend);
+        self.log.write(&event);
+        record(Sandbox::run_once(self.config.clone(), script, watch), &self.log)
+    }
 }
 
 /// The backend that the configuration asks for, if this version has it.

@@ -11,7 +11,7 @@ use super::{Failure, complain};
 use crate::config::{Resolved, Resolver};
 use crate::event::Log;
 use crate::outcome::{Outcome, Verdict};
-use crate::router;
+use crate::router::Router;
 use crate::sandbox::{Cancel, Script, Stdin, Stream, Watch};
 
 /// Signals that end the guest before they end nsbox.
@@ -224,7 +224,7 @@ pub(super) fn main(args: Args) -> Result<u8, Failure> {
         }
     };
     let watch = Watch { sink: Some(&mut sink), cancel: Some(cancel) };
-    let outcome = router::run(resolved.config, script, watch, &log);
+    let outcome = Router::new(resolved.config, log).run(script, watch);
     if let Some(output) = output {
         output.finish();
     }
