@@ -79,19 +79,50 @@ pub(super) type Set<T> = HashSet<T, foldhash::fast::RandomState>;
 /// The same, with values.
 pub(super) type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// A set of names.
+/// A set of names. Nearly every name of a source is asked for in several sets and is in none of them, so that most are told
+/// by their shape alone, which costs less than a hash.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(transparent)]
-pub(super) struct Words(Set<Box<str>>);
+#[serde(from = "Set<Box<str>>")]
+pub(super) struct Words {
+    names: Set<Box<str>>,
+    shapes: [u64; 8],
+}
+
+impl From<Set<Box<str>>> for Words {
+    fn from(names: Set<Box<str>>) -> Self {
+        let mut words = Self { names, shapes: [0; 8] };
+        words.names.iter().for_each(|name| mark(&mut words.shapes, name));
+        words
+    }
+}
+
+/// A word and a bit of it, the same for equal names: of the ends and the length.
+fn shape(name: &str) -> (usize, u64) {
+    let bytes = name.as_bytes();
+    let (first, last) = bytes.first().zip(bytes.last()).map_or((0, 0), |(first, last)| (*first, *last));
+    (usize::from(first) % 8, 1 << ((usize::from(last) * 5 + bytes.len()) % 64))
+}
+
+fn mark(shapes: &mut [u64; 8], name: &str) {
+    let (word, bit) = shape(name);
+    shapes[word] |= bit;
+}
 
 impl Words {
+    #[inline]
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.0.contains(name)
+        let (word, bit) = shape(name);
+        self.shapes[word] & bit != 0 && self.names.contains(name)
+    }
+
+    fn insert(&mut self, name: Box<str>) {
+        mark(&mut self.shapes, &name);
+        self.names.insert(name);
     }
 
     /// Whether a path in the set ends in `name`; for small sets.
     pub(super) fn has_member(&self, name: &str) -> bool {
-        self.0.iter().any(|path| path.rsplit('.').next() == Some(name))
+        self.names.iter().any(|path| path.rsplit('.').next() == Some(name))
     }
 }
 
@@ -99,14 +130,15 @@ impl Words {
 /// a trailing `*` stands for any ending.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Paths {
-    exact: Set<Box<str>>,
+    exact: Words,
     prefixes: Vec<Box<str>>,
 }
 
 impl Paths {
     /// Whether `path`, or what it lies below, is in the set.
     pub(super) fn covers(&self, path: &str) -> bool {
-        let below = path.match_indices('.').any(|(dot, _)| self.exact.contains(&path[..dot]));
+        let mut dots = path.bytes().enumerate().filter(|(_, byte)| *byte == b'.');
+        let below = dots.any(|(dot, _)| self.exact.contains(&path[..dot]));
         below || self.exact.contains(path) || self.prefixes.iter().any(|prefix| path.starts_with(&**prefix))
     }
 
@@ -136,7 +168,7 @@ impl<'de> Deserialize<'de> for Paths {
                 while let Some(name) = names.next_element::<Box<str>>()? {
                     match name.strip_suffix('*') {
                         Some(prefix) => paths.prefixes.push(prefix.into()),
-                        None => _ = paths.exact.insert(name),
+                        None => paths.exact.insert(name),
                     }
                 }
                 Ok(paths)

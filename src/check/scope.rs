@@ -3,7 +3,6 @@
 //! Each scope is read once, in the order of the source, before its statements are judged. A name stands for the union of
 //! all that its scope ever binds to it, so that no order of execution can hide a meaning.
 
-use std::collections::HashSet;
 use std::rc::Rc;
 
 use rustpython_ast::visitor::{self, Visitor};
@@ -269,11 +268,11 @@ fn concatenate(left: &[Value], right: &[Value]) -> Values {
 pub(super) struct Bindings;
 
 impl Bindings {
-    pub(super) fn names(body: &[Stmt]) -> HashSet<&str> {
+    pub(super) fn names(body: &[Stmt]) -> Set<&str> {
         let mut scopes =
             Scopes { policy: Policy::builtin(), stack: vec![Scope::new(Kind::Function)], overflowing: Vec::new() };
         scopes.collect(None, body);
-        scopes.stack.pop().map_or_else(HashSet::new, |scope| scope.names.into_keys().collect())
+        scopes.stack.pop().map_or_else(Set::default, |scope| scope.names.into_keys().collect())
     }
 }
 

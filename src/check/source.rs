@@ -118,23 +118,25 @@ pub(super) struct Shape {
 pub(super) fn measure(text: &str, limits: &Limits) -> Shape {
     let mut lexer = lexer::lex(text, Mode::Module);
     let mut shape = Shape { depth: 0, tokens: 0 };
-    let mut brackets: Vec<Bracket> = vec![Bracket::default()];
-    let mut blocks = 0;
-    // Tokens of all brackets but the innermost.
+    // All brackets around the innermost, and the tokens of them.
+    let mut around: Vec<Bracket> = Vec::with_capacity(16);
     let mut outer = 0;
+    let mut bracket = Bracket::default();
+    let mut blocks = 0;
     let mut last = TokenKind::EndOfFile;
     loop {
         let kind = lexer.next_token();
         shape.tokens += 1;
-        let outermost = brackets.len() == 1;
-        let Some(bracket) = brackets.last_mut() else { break };
+        if matches!(kind, TokenKind::NonLogicalNewline | TokenKind::Comment) {
+            continue;
+        }
         bracket.tokens += 1;
         match kind {
+            TokenKind::Name | TokenKind::Dot | TokenKind::Equal => {}
             TokenKind::EndOfFile => break,
             TokenKind::Indent => blocks += 1,
             TokenKind::Dedent => blocks = usize::saturating_sub(blocks, 1),
-            TokenKind::Newline | TokenKind::Semi if outermost => *bracket = Bracket::default(),
-            TokenKind::NonLogicalNewline | TokenKind::Comment => bracket.tokens -= 1,
+            TokenKind::Newline | TokenKind::Semi if around.is_empty() => bracket = Bracket::default(),
             // Strings written side by side are one.
             TokenKind::String if last == TokenKind::String => bracket.tokens -= 1,
             TokenKind::Lambda => bracket.lambdas += 1,
@@ -147,20 +149,22 @@ pub(super) fn measure(text: &str, limits: &Limits) -> Shape {
             | TokenKind::FStringStart
             | TokenKind::TStringStart => {
                 outer += bracket.tokens;
-                brackets.push(Bracket { closes_with: closing(kind), ..Bracket::default() });
+                around.push(std::mem::replace(
+                    &mut bracket,
+                    Bracket { closes_with: closing(kind), ..Bracket::default() },
+                ));
             }
             // A bracket closed by another kind stays open: the parser may still be inside.
-            _ if kind == bracket.closes_with && !outermost => {
-                brackets.pop();
-                outer -= brackets.last().map_or(0, |parent| parent.tokens);
+            _ if kind == bracket.closes_with => {
+                if let Some(parent) = around.pop() {
+                    bracket = parent;
+                    outer -= bracket.tokens;
+                }
             }
             _ => {}
         }
-        if !matches!(kind, TokenKind::NonLogicalNewline | TokenKind::Comment) {
-            last = kind;
-        }
-        let inner = brackets.last().map_or(0, |bracket| bracket.tokens);
-        shape.depth = shape.depth.max(outer + inner + blocks);
+        last = kind;
+        shape.depth = shape.depth.max(outer + bracket.tokens + blocks);
         if shape.depth > limits.nesting || shape.tokens > limits.tokens {
             break;
         }

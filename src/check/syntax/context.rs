@@ -1,7 +1,7 @@
 //! The scopes that the syntax check is in, as the parser's own semantic checks ask for them.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use rustpython_ast::statement_visitor::{StatementVisitor, walk_stmt as walk_statement};
 use rustpython_ast::{Parameters, PythonVersion, Stmt};
@@ -9,6 +9,7 @@ use rustpython_parser::semantic_errors::{LazyImportContext, SemanticSyntaxContex
 use rustpython_text_size::TextRange;
 
 use super::super::Rule;
+use super::super::policy::Set;
 use super::super::scope::Bindings;
 use super::super::source::RawFinding;
 use super::ENOUGH;
@@ -25,13 +26,13 @@ pub(super) enum Kind {
 /// A scope that is being walked.
 pub(super) struct Scope<'a> {
     pub(super) kind: Kind,
-    pub(super) parameters: HashSet<&'a str>,
+    pub(super) parameters: Set<&'a str>,
     /// Names declared global, and where.
     pub(super) globals: HashMap<&'a str, TextRange>,
-    pub(super) nonlocals: HashSet<&'a str>,
+    pub(super) nonlocals: Set<&'a str>,
     pub(super) body: &'a [Stmt],
     /// What a function binds, for the `nonlocal` of inner ones.
-    pub(super) bindings: OnceCell<HashSet<&'a str>>,
+    pub(super) bindings: OnceCell<Set<&'a str>>,
     /// Loops and other blocks around the statement at hand.
     pub(super) loops: usize,
     pub(super) blocks: usize,
@@ -43,7 +44,7 @@ pub(super) struct Scope<'a> {
 impl<'a> Scope<'a> {
     pub(super) fn new(kind: Kind, parameters: Option<&'a Parameters>, body: &'a [Stmt]) -> Self {
         let parameters =
-            parameters.map_or_else(HashSet::new, |all| all.iter().map(|one| one.name().as_str()).collect());
+            parameters.map_or_else(Set::default, |all| all.iter().map(|one| one.name().as_str()).collect());
         let mut declared = Declarations::default();
         declared.visit_body(body);
         Scope {
@@ -70,7 +71,7 @@ impl<'a> Scope<'a> {
 #[derive(Default)]
 struct Declarations<'a> {
     globals: HashMap<&'a str, TextRange>,
-    nonlocals: HashSet<&'a str>,
+    nonlocals: Set<&'a str>,
 }
 
 impl<'a> StatementVisitor<'a> for Declarations<'a> {
