@@ -1,8 +1,9 @@
 //! A Docker engine of the tests' own, and an image for it: started by the first test that asks, ended by its pid with the
 //! last one, with nothing of it left. Of a suite that includes `harness/mod.rs` beside it.
 //!
-//! It lives in a mount namespace of its own, so that its mounts and what it puts into /run end with it; it makes no
-//! network device and no rule of a firewall; its cgroups are under a parent of its own name.
+//! It lives in a mount namespace of its own, so that its mounts, its images (in memory: to remove them from a disk takes
+//! longer than a test) and what it puts into /run end with it. It makes no network device and no rule of a firewall. Its
+//! cgroups are under a parent of its own name.
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::fs::{self, File};
@@ -25,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// and when the test's process dies in whichever way. `$1` is the engine's folder, the others its command line.
 const KEEPER: &str = r#"
 folder=$1; shift
-private='mount -t tmpfs tmpfs /run; [ ! -d /etc/docker ] || mount -t tmpfs tmpfs /etc/docker; exec "$@"'
-unshare --mount --propagation private sh -c "$private" sh "$@" >"$folder/log" 2>&1 &
+private='for place in /run "$0/data" /etc/docker; do [ ! -d "$place" ] || mount -t tmpfs tmpfs "$place"; done; exec "$@"'
+unshare --mount --propagation private sh -c "$private" "$folder" "$@" >"$folder/log" 2>&1 &
 engine=$!
 while read -r _; do :; done
 kill "$engine"
@@ -69,9 +70,16 @@ impl Engine {
         let folder = TempDir::with_prefix_in("nsbox-engine-", "/tmp").unwrap().keep();
         let file = |name: &str| folder.join(name).display().to_string();
         fs::write(folder.join("config.json"), "{}").unwrap();
+        fs::create_dir(folder.join("data")).unwrap();
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER, "sh", &folder.display().to_string()]);
-        keeper.args(["dockerd", "--host", &format!("unix://{}", file("socket")), "--config-file", &file("config.json")]);
+        keeper.args([
+            "dockerd",
+            "--host",
+            &format!("unix://{}", file("socket")),
+            "--config-file",
+            &file("config.json"),
+        ]);
         keeper.args(["--data-root", &file("data"), "--exec-root", &file("exec"), "--pidfile", &file("pid")]);
         let parent = format!("/{}", folder.file_name().unwrap().display());
         keeper.args(["--cgroup-parent", &parent, "--exec-opt", "native.cgroupdriver=cgroupfs"]);
