@@ -1,9 +1,10 @@
 //! The cgroup: where it is, and whether each required controller can be used there.
 
-use super::host::Host;
-use super::{Layer, Status, knob};
+use super::{Layer, Status};
 use crate::sandbox::cgroup::{Error, Hierarchy, Owner};
 use crate::sandbox::chain;
+use crate::sandbox::host::Host;
+use crate::sandbox::knob;
 use crate::sandbox::probe::Prober;
 
 /// The layers of the controllers, in the order of their limit files.

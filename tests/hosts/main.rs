@@ -9,5 +9,9 @@
 mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/user.rs"]
+mod user;
 
 mod container;
+mod explore;
+mod host;

@@ -1,0 +1,232 @@
+//! A host that refuses something, and what holds of every one: a run works with everything armed, or it is `unavailable`
+//! and doctor says the same; nothing of the script ran then, and nothing is left.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::sync::Arc;
+
+use nsbox::outcome::{Ended, Enforced, Layer, LayerStatus};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use serde_json::Value;
+
+use crate::harness::{Ran, children, comm, feed, judge};
+use crate::user::User;
+
+/// The interpreter of every run: one that each user may read.
+const PYTHON: [&str; 2] = ["--python", "/usr/bin/python3"];
+/// Tells by a file on the host, if ever a line of it ran outside of a sandbox.
+const SCRIPT: &str = "
+import os
+try:
+    open(os.environ.get('HOME', '') + '/ran', 'x')
+except OSError:
+    pass
+print('ran')
+metrics = {'two': 1 + 1}
+";
+
+/// Where a program is started: by whom, through which words, with which calls refused.
+pub struct Host {
+    user: Arc<User>,
+    /// The words before those that become the user; they execute the words after them.
+    outer: Vec<String>,
+    /// The words after them.
+    inner: Vec<String>,
+    /// Numbers of the calls that a filter around refuses, with the errno that it gives.
+    refused: Vec<(libc::c_long, i32)>,
+}
+
+/// Everyone who can be had here: root, where the tests run as root, and an ordinary user.
+pub fn everyone() -> Vec<Host> {
+    [User::root(), User::find()].into_iter().flatten().map(Host::of).collect()
+}
+
+impl Host {
+    /// This machine as it is, for that user.
+    pub fn of(user: User) -> Self {
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        Self::plain(Arc::new(user))
+    }
+
+    fn plain(user: Arc<User>) -> Self {
+        Self { user, outer: Vec::new(), inner: Vec::new(), refused: Vec::new() }
+    }
+
+    /// Whether the user is root.
+    pub fn is_roots(&self) -> bool {
+        self.user.id == 0
+    }
+
+    /// A place in the user's home.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.user.path(name)
+    }
+
+    /// Executes a line of sh first, as who runs the tests; `$@` are the words to go on with.
+    pub fn prepared_by(mut self, words: &[&str], line: &str) -> Self {
+        self.outer = sh(words, line);
+        self
+    }
+
+    /// The same, as the user.
+    pub fn entered_by(mut self, words: &[&str], line: &str) -> Self {
+        self.inner = sh(words, line);
+        self
+    }
+
+    /// A filter around refuses these calls.
+    pub fn refusing(mut self, calls: &[libc::c_long], errno: i32) -> Self {
+        self.refused.extend(calls.iter().map(|call| (*call, errno)));
+        self
+    }
+
+    /// Runs a program there.
+    pub fn output(&self, words: &[&str], input: &[u8]) -> Output {
+        let program = words.iter().map(|word| (*word).to_owned());
+        let whole: Vec<String> = self
+            .outer
+            .iter()
+            .cloned()
+            .chain(self.user.become_it())
+            .chain(self.inner.iter().cloned())
+            .chain(program)
+            .collect();
+        let command = self.user.command(&whole);
+        // A filter holds for the thread that installs it and all that comes from it, so it takes a thread of its own.
+        std::thread::scope(|scope| {
+            let filtered = scope.spawn(|| {
+                filter(&self.refused);
+                feed(command, input)
+            });
+            filtered.join().unwrap()
+        })
+    }
+
+    /// Fails unless a program fails there, and says so; and succeeds without the refusals.
+    #[track_caller]
+    pub fn refuses(&self, words: &[&str], says: &str) {
+        let output = self.output(words, b"");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(says), "{words:?} says {said:?}: {output:?}");
+        let output = Self::plain(Arc::clone(&self.user)).output(words, b"");
+        assert!(output.status.success(), "without the refusal, {words:?}: {output:?}");
+    }
+
+    /// A run there.
+    #[track_caller]
+    pub fn run(&self, flags: &[&str]) -> Ran {
+        let nsbox = self.path("nsbox").display().to_string();
+        let degrade: &[&str] = if self.is_roots() { &[] } else { &["--allow-degraded"] };
+        let words = [&[nsbox.as_str(), "run", "--json", "--no-check"], &PYTHON[..], degrade, flags, &["-"]].concat();
+        judge(&self.output(&words, SCRIPT.as_bytes()))
+    }
+
+    /// What doctor says there.
+    #[track_caller]
+    pub fn doctor(&self, flags: &[&str]) -> Value {
+        let nsbox = self.path("nsbox").display().to_string();
+        let words = [&[nsbox.as_str(), "doctor", "--json"], &PYTHON[..], flags].concat();
+        let output = self.output(&words, b"");
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        let allowed = report["run"] == "allowed";
+        assert_eq!(output.status.code(), Some(i32::from(!allowed)), "{report:#}");
+        report
+    }
+
+    /// A run there works, with everything armed that the user can have without a refusal; and doctor says so.
+    #[track_caller]
+    pub fn works(&self, flags: &[&str]) -> Ran {
+        let ran = self.run(flags).expect("ok");
+        assert_eq!((ran.stdout().as_str(), &ran.json["metrics"]["two"]), ("ran\n", &serde_json::json!(2)));
+        self.assert_armed(&ran.outcome.enforced);
+        assert_eq!(ran.outcome.degraded, !self.is_roots(), "{:#}", ran.json["enforced"]);
+        assert_eq!(self.doctor(flags)["run"], if self.is_roots() { "allowed" } else { "degraded" });
+        self.assert_nothing_left();
+        ran
+    }
+
+    /// A run there is `unavailable` for that cause, with that knob; doctor names both, in that layer; and the same run works
+    /// without the refusals.
+    #[track_caller]
+    pub fn is_unavailable(&self, layer: &str, cause: &str, knob: &str) {
+        for _ in 0..2 {
+            let ran = self.run(&[]).expect("unavailable").says(cause).says(knob);
+            assert_eq!((ran.status, ran.stdout().as_str(), ran.outcome.ended), (125, "", Ended::NotStarted));
+            assert_eq!(ran.outcome.enforced, Enforced::default(), "nothing is claimed of what never was");
+            self.assert_nothing_left();
+        }
+        let report = self.doctor(&[]);
+        self.assert_nothing_left();
+        assert_eq!(report["run"], "refused", "{report:#}");
+        let summary = report["summary"].as_str().unwrap();
+        assert!(summary.contains(cause) && summary.contains(knob), "{summary}");
+        let layers = report["layers"].as_array().unwrap();
+        let found = layers.iter().find(|found| found["layer"] == layer).unwrap();
+        assert_eq!(found["status"], "refused", "{found:#}");
+        assert!(found["found"].as_str().unwrap().contains(cause), "{found:#}");
+        assert!(found["knobs"].as_array().unwrap().iter().any(|it| it.as_str().unwrap().contains(knob)), "{found:#}");
+        Self::plain(Arc::clone(&self.user)).works(&[]);
+    }
+
+    /// All walls are there; an ordinary user lacks the cgroup alone.
+    #[track_caller]
+    fn assert_armed(&self, enforced: &Enforced) {
+        let walls = [
+            &enforced.namespaces,
+            &enforced.user_map,
+            &enforced.root,
+            &enforced.capabilities,
+            &enforced.no_new_privs,
+            &enforced.seccomp,
+            &enforced.rlimits,
+            &enforced.memfd_noexec,
+        ];
+        let limits = [&enforced.cgroup.memory, &enforced.cgroup.pids, &enforced.cgroup.cpu];
+        let limits: &[&Layer] = if self.is_roots() { &limits } else { &[] };
+        for layer in walls.into_iter().chain(limits.iter().copied()) {
+            assert_eq!(layer.status, LayerStatus::Applied, "{enforced:#?}");
+        }
+    }
+
+    /// No process, no cgroup, no mount, no file of a script's, and nothing half-made in the store.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        // This process adopts whatever outlives its parent: an init of a sandbox would be its child.
+        let orphans: Vec<u32> =
+            children(std::process::id()).into_iter().filter(|pid| comm(*pid) == "nsbox-init").collect();
+        assert!(orphans.is_empty(), "{orphans:?}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let home = self.path("").display().to_string();
+        assert!(!mounts.contains(&home), "{mounts}");
+        assert!(!self.path("ran").exists(), "a line of the script ran outside");
+        for shelf in fs::read_dir(self.path("store")).into_iter().flatten().flatten() {
+            for entry in fs::read_dir(shelf.path()).into_iter().flatten().flatten() {
+                let name = entry.file_name().into_string().unwrap();
+                assert!(name == ".lock" || !name.starts_with('.'), "{} is unfinished", entry.path().display());
+            }
+        }
+    }
+}
+
+/// Words that execute a line of sh, in which `$@` are the words after them. `words` come before the shell.
+fn sh(words: &[&str], line: &str) -> Vec<String> {
+    words.iter().copied().chain(["sh", "-ec", line, "sh"]).map(str::to_owned).collect()
+}
+
+/// Puts a filter around this thread, for each errno one.
+fn filter(refused: &[(libc::c_long, i32)]) {
+    let mut by_errno = BTreeMap::<i32, Vec<libc::c_long>>::new();
+    for (call, errno) in refused {
+        by_errno.entry(*errno).or_default().push(*call);
+    }
+    for (errno, calls) in by_errno {
+        let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+        let action = SeccompAction::Errno(errno.unsigned_abs());
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64).unwrap();
+        let program: BpfProgram = filter.try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+    }
+}
