@@ -109,11 +109,11 @@ pub fn examine(config: &Config) -> Report {
         Ok(prober) => {
             layers.extend(namespace::examine(&prober, image.as_ref(), &host));
             let starts = layers.iter().all(|layer| layer.layer != "user_map" || layer.status == Status::Allowed);
-            layers.extend(cgroup::examine(starts.then_some(&prober), &host));
+            layers.extend(cgroup::examine(starts.then_some(&prober)));
         }
         Err(error) => {
             layers.push(namespace::unprepared(&error));
-            layers.extend(cgroup::examine(None, &host));
+            layers.extend(cgroup::examine(None));
         }
     }
     layers.extend(image_layers);

@@ -201,8 +201,9 @@ impl Sandbox {
             let hatched = hatching.flatten().map(|thread| thread.join().unwrap_or_else(|_| panicked())).transpose();
             (hatched, equipment, found)
         });
-        let (equipment, (ground, cgroup)) = (equipment?, found?);
-        let nest = Nest::make(&ground, cgroup, NAMESPACES, hatched?)?;
+        // Of several refusals the one without a weaker form comes first: it is what doctor says, too.
+        let (equipment, hatched, (ground, cgroup)) = (equipment?, hatched?, found?);
+        let nest = Nest::make(&ground, cgroup, NAMESPACES, hatched)?;
         let mut sandbox = equipment.complete(config, ids, ground);
         sandbox.compile_runner()?;
         Ok((sandbox, nest))
@@ -340,7 +341,11 @@ impl Sandbox {
         let private = metadata.is_dir() || metadata.mode() & 0o004 == 0;
         if private && self.privileged && matches!(self.ids, HostIds::Free { .. }) {
             let owner = (metadata.uid(), metadata.gid());
-            bind.map_ids(&idmap::mount_namespace(self.ground.init.as_fd(), owner, guest)?)?;
+            match bind.map_ids(&idmap::mount_namespace(self.ground.init.as_fd(), owner, guest)?) {
+                // The file system has no idmapped mounts: what everybody may read needs none.
+                Err(error) if !idmap::is_everybodys(&real)? => return Err(error),
+                _ => {}
+            }
         }
         Ok((bind, metadata.is_dir()))
     }

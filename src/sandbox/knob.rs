@@ -1,6 +1,7 @@
 //! What mends a refusal: from the errno of the probe and the facts of the machine to a command or a line of a file.
 
 use std::io;
+use std::path::Path;
 
 use super::host::Host;
 use super::{Error, supervise};
@@ -22,6 +23,8 @@ pub(crate) fn of(error: &Error, host: &Host) -> Vec<String> {
         Error::Spawn { step, .. } => step,
         Error::Step { step, .. } => step.as_str(),
         Error::Run(supervise::Error::Step { step, .. }) => step,
+        Error::Input { path, .. } if errno(error) == Some(libc::EINVAL) => return vec![no_idmapped_mounts(path)],
+        Error::Cgroup(_) if errno(error) == Some(libc::EROFS) => return vec![CGROUP_RW.to_owned()],
         _ => return Vec::new(),
     };
     of_step(step, errno(error), host)
@@ -71,6 +74,9 @@ const START_GUEST: &str = "start the guest's process";
 const EXECUTE: &str = "execute ";
 const UNMASK: &str = "unmask /proc: docker run --security-opt systempaths=unconfined, podman run --security-opt \
                       unmask=ALL, procMount: Unmasked in Kubernetes";
+/// Of a container, whose cgroups are mounted read-only.
+pub(crate) const CGROUP_RW: &str =
+    "in a container: docker run --cgroupns=host --volume=/sys/fs/cgroup:/sys/fs/cgroup:rw";
 /// Where nothing is known of the cause.
 pub(crate) const JOURNAL: &str =
     "journalctl -k (or dmesg) names the security module that refused it; outside a chroot it may work";
@@ -80,6 +86,15 @@ const LISTENER: &str = "a supervisor around this process listens already, and th
 /// Of a limit of namespaces; `kind` as in `user.max_KIND_namespaces`.
 fn namespaces(kind: &str) -> Vec<String> {
     vec![format!("sysctl -w user.max_{kind}_namespaces=15000 (as root; in /etc/sysctl.d/60-nsbox.conf it lasts)")]
+}
+
+/// Of an input that the guest's user may not read, and that cannot be shown to it as its own.
+fn no_idmapped_mounts(path: &Path) -> String {
+    let path = path.display();
+    format!(
+        "its file system has no idmapped mounts (as overlayfs and network file systems): chmod -R o+rX {path}, or move it \
+         to another file system"
+    )
 }
 
 /// Of a limit of processes, this user's or this cgroup's.

@@ -1,9 +1,8 @@
 //! A host that refuses something, and what holds of every one: a run works with everything armed, or it is `unavailable`
 //! and doctor says the same; nothing of the script ran then, and nothing is left.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
@@ -11,11 +10,24 @@ use nsbox::outcome::{Ended, Enforced, Layer, LayerStatus};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use serde_json::Value;
 
+use crate::engine::{BASE, Engine};
 use crate::harness::{Ran, children, comm, feed, judge};
 use crate::user::User;
 
-/// The interpreter of every run: one that each user may read.
-const PYTHON: [&str; 2] = ["--python", "/usr/bin/python3"];
+/// An interpreter that each user may read.
+pub const PYTHON: &str = "/usr/bin/python3";
+/// Puts the filter in its first argument around itself, and executes the others.
+const LOADER: &str = "
+import ctypes, os, struct, sys
+filter = open(sys.argv[1], 'rb').read()
+text = ctypes.create_string_buffer(filter)
+program = struct.pack('HxxxxxxP', len(filter) // 8, ctypes.addressof(text))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+zero = ctypes.c_ulong(0)
+assert prctl(38, ctypes.c_ulong(1), zero, zero, zero) == 0, 'PR_SET_NO_NEW_PRIVS'
+assert prctl(22, ctypes.c_ulong(2), program) == 0, 'PR_SET_SECCOMP'
+os.execvp(sys.argv[2], sys.argv[2:])
+";
 /// Tells by a file on the host, if ever a line of it ran outside of a sandbox.
 const SCRIPT: &str = "
 import os
@@ -34,8 +46,8 @@ pub struct Host {
     outer: Vec<String>,
     /// The words after them.
     inner: Vec<String>,
-    /// Numbers of the calls that a filter around refuses, with the errno that it gives.
-    refused: Vec<(libc::c_long, i32)>,
+    /// The interpreter of its runs.
+    python: String,
 }
 
 /// Everyone who can be had here: root, where the tests run as root, and an ordinary user.
@@ -47,11 +59,16 @@ impl Host {
     /// This machine as it is, for that user.
     pub fn of(user: User) -> Self {
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        Self::plain(Arc::new(user))
+        Self::by(Arc::new(user))
     }
 
-    fn plain(user: Arc<User>) -> Self {
-        Self { user, outer: Vec::new(), inner: Vec::new(), refused: Vec::new() }
+    /// The same user's machine without refusals.
+    pub fn plain(&self) -> Self {
+        Self::by(Arc::clone(&self.user))
+    }
+
+    fn by(user: Arc<User>) -> Self {
+        Self { user, outer: Vec::new(), inner: Vec::new(), python: PYTHON.to_owned() }
     }
 
     /// Whether the user is root.
@@ -76,9 +93,33 @@ impl Host {
         self
     }
 
-    /// A filter around refuses these calls.
+    /// With another interpreter.
+    pub fn with_python(mut self, python: &Path) -> Self {
+        self.python = python.display().to_string();
+        self
+    }
+
+    /// Inside a throw-away container of the base image, with these flags of `docker run`.
+    pub fn inside(mut self, engine: &Engine, flags: &[&str]) -> Self {
+        let socket = format!("unix://{}", engine.socket().display());
+        let (home, store) = (self.path("").display().to_string(), self.path("store").display().to_string());
+        let words = ["docker", "--host", &socket, "run", "--rm", "--interactive", "--network=none"];
+        let volume = format!("{home}:{home}");
+        let variables = [format!("HOME={home}"), format!("NSBOX_STORE={store}"), "NSBOX_EVENT_LOG=none".to_owned()];
+        self.outer = words.map(str::to_owned).to_vec();
+        self.outer.extend(["--volume".to_owned(), volume]);
+        self.outer.extend(variables.into_iter().flat_map(|variable| ["--env".to_owned(), variable]));
+        self.outer.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.outer.push(BASE.to_owned());
+        self
+    }
+
+    /// A filter around the user's processes refuses these calls.
     pub fn refusing(mut self, calls: &[libc::c_long], errno: i32) -> Self {
-        self.refused.extend(calls.iter().map(|call| (*call, errno)));
+        let file = self.path("filter");
+        fs::write(&file, filter(calls, errno)).unwrap();
+        let words = [PYTHON, "-c", LOADER, &file.display().to_string()].map(str::to_owned);
+        self.inner.splice(0..0, words);
         self
     }
 
@@ -93,15 +134,7 @@ impl Host {
             .chain(self.inner.iter().cloned())
             .chain(program)
             .collect();
-        let command = self.user.command(&whole);
-        // A filter holds for the thread that installs it and all that comes from it, so it takes a thread of its own.
-        std::thread::scope(|scope| {
-            let filtered = scope.spawn(|| {
-                filter(&self.refused);
-                feed(command, input)
-            });
-            filtered.join().unwrap()
-        })
+        feed(self.user.command(&whole), input)
     }
 
     /// Fails unless a program fails there, and says so; and succeeds without the refusals.
@@ -110,7 +143,7 @@ impl Host {
         let output = self.output(words, b"");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(says), "{words:?} says {said:?}: {output:?}");
-        let output = Self::plain(Arc::clone(&self.user)).output(words, b"");
+        let output = self.plain().output(words, b"");
         assert!(output.status.success(), "without the refusal, {words:?}: {output:?}");
     }
 
@@ -119,15 +152,17 @@ impl Host {
     pub fn run(&self, flags: &[&str]) -> Ran {
         let nsbox = self.path("nsbox").display().to_string();
         let degrade: &[&str] = if self.is_roots() { &[] } else { &["--allow-degraded"] };
-        let words = [&[nsbox.as_str(), "run", "--json", "--no-check"], &PYTHON[..], degrade, flags, &["-"]].concat();
+        let words =
+            [&[nsbox.as_str(), "run", "--json", "--no-check", "--python", &self.python], degrade, flags, &["-"]]
+                .concat();
         judge(&self.output(&words, SCRIPT.as_bytes()))
     }
 
     /// What doctor says there.
     #[track_caller]
-    pub fn doctor(&self, flags: &[&str]) -> Value {
+    pub fn doctor(&self) -> Value {
         let nsbox = self.path("nsbox").display().to_string();
-        let words = [&[nsbox.as_str(), "doctor", "--json"], &PYTHON[..], flags].concat();
+        let words = [nsbox.as_str(), "doctor", "--json", "--python", &self.python];
         let output = self.output(&words, b"");
         let report: Value =
             serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
@@ -138,13 +173,20 @@ impl Host {
 
     /// A run there works, with everything armed that the user can have without a refusal; and doctor says so.
     #[track_caller]
-    pub fn works(&self, flags: &[&str]) -> Ran {
+    pub fn works(&self) -> Ran {
+        let ran = self.works_with(&[]);
+        assert_eq!(self.doctor()["run"], if self.is_roots() { "allowed" } else { "degraded" });
+        self.assert_nothing_left();
+        ran
+    }
+
+    /// The same, with flags that doctor does not know.
+    #[track_caller]
+    pub fn works_with(&self, flags: &[&str]) -> Ran {
         let ran = self.run(flags).expect("ok");
         assert_eq!((ran.stdout().as_str(), &ran.json["metrics"]["two"]), ("ran\n", &serde_json::json!(2)));
         self.assert_armed(&ran.outcome.enforced);
         assert_eq!(ran.outcome.degraded, !self.is_roots(), "{:#}", ran.json["enforced"]);
-        assert_eq!(self.doctor(flags)["run"], if self.is_roots() { "allowed" } else { "degraded" });
-        self.assert_nothing_left();
         ran
     }
 
@@ -152,13 +194,14 @@ impl Host {
     /// without the refusals.
     #[track_caller]
     pub fn is_unavailable(&self, layer: &str, cause: &str, knob: &str) {
+        // Twice, for the store is new to the first alone.
         for _ in 0..2 {
             let ran = self.run(&[]).expect("unavailable").says(cause).says(knob);
             assert_eq!((ran.status, ran.stdout().as_str(), ran.outcome.ended), (125, "", Ended::NotStarted));
             assert_eq!(ran.outcome.enforced, Enforced::default(), "nothing is claimed of what never was");
             self.assert_nothing_left();
         }
-        let report = self.doctor(&[]);
+        let report = self.doctor();
         self.assert_nothing_left();
         assert_eq!(report["run"], "refused", "{report:#}");
         let summary = report["summary"].as_str().unwrap();
@@ -167,8 +210,8 @@ impl Host {
         let found = layers.iter().find(|found| found["layer"] == layer).unwrap();
         assert_eq!(found["status"], "refused", "{found:#}");
         assert!(found["found"].as_str().unwrap().contains(cause), "{found:#}");
-        assert!(found["knobs"].as_array().unwrap().iter().any(|it| it.as_str().unwrap().contains(knob)), "{found:#}");
-        Self::plain(Arc::clone(&self.user)).works(&[]);
+        assert!(found["knobs"].to_string().contains(knob) || layer == "run", "{found:#}");
+        self.plain().works();
     }
 
     /// All walls are there; an ordinary user lacks the cgroup alone.
@@ -216,17 +259,15 @@ fn sh(words: &[&str], line: &str) -> Vec<String> {
     words.iter().copied().chain(["sh", "-ec", line, "sh"]).map(str::to_owned).collect()
 }
 
-/// Puts a filter around this thread, for each errno one.
-fn filter(refused: &[(libc::c_long, i32)]) {
-    let mut by_errno = BTreeMap::<i32, Vec<libc::c_long>>::new();
-    for (call, errno) in refused {
-        by_errno.entry(*errno).or_default().push(*call);
-    }
-    for (errno, calls) in by_errno {
-        let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
-        let action = SeccompAction::Errno(errno.unsigned_abs());
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64).unwrap();
-        let program: BpfProgram = filter.try_into().unwrap();
-        seccompiler::apply_filter(&program).unwrap();
-    }
+/// A filter that answers these calls with that errno, as `struct sock_filter[]`.
+fn filter(calls: &[libc::c_long], errno: i32) -> Vec<u8> {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let action = SeccompAction::Errno(errno.unsigned_abs());
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    let bytes = program.iter().map(|line| {
+        let [code, k] = [line.code.to_ne_bytes().to_vec(), line.k.to_ne_bytes().to_vec()];
+        [code, vec![line.jt, line.jf], k].concat()
+    });
+    bytes.flatten().collect()
 }

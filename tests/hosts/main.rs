@@ -12,6 +12,13 @@ mod harness;
 #[path = "../harness/user.rs"]
 mod user;
 
+mod confined;
 mod container;
-mod explore;
+mod filtered;
 mod host;
+mod landlock;
+mod namespaces;
+mod processes;
+mod procfs;
+mod store;
+mod tmpfs;
