@@ -41,6 +41,11 @@ impl User {
         is_root().then(|| Self::of(0))
     }
 
+    /// An ordinary user who has no other process; `None` where the tests cannot choose who they are.
+    pub fn alone() -> Option<Self> {
+        is_root().then(|| Self::of(0x6000_0000 + std::process::id()))
+    }
+
     fn of(id: u32) -> Self {
         // Not under target: its folders may be closed to others.
         let home = tempfile::tempdir_in("/tmp").unwrap();

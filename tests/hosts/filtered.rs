@@ -2,7 +2,7 @@
 
 use nsbox::outcome::Ended;
 
-use crate::host::everyone;
+use crate::host::{PYTHON, everyone};
 
 /// Each call of the set-up, with what the step that fails is called.
 const CALLS: [(libc::c_long, &str); 19] = [
@@ -43,5 +43,33 @@ fn refused_call_of_the_set_up_is_named_and_nothing_runs() {
             }
         }
         host.works();
+    }
+}
+
+#[test]
+fn refused_clone3_is_replaced() {
+    for host in everyone() {
+        let host = host.refusing(&[libc::SYS_clone3], libc::ENOSYS);
+        let clone3 = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); libc.syscall(435, 0, 0); \
+                      raise SystemExit('Function not implemented' if ctypes.get_errno() == 38 else 0)";
+        host.refuses(&[PYTHON, "-c", clone3], "Function not implemented");
+        host.works();
+        let clone3 = host.layer("clone3");
+        assert_eq!((&clone3["status"], &clone3["required"]), (&"degraded".into(), &false.into()), "{clone3:#}");
+    }
+}
+
+#[test]
+fn listener_of_somebody_else_is_named() {
+    for host in everyone() {
+        let host = host.listened_to();
+        let another: Vec<String> = host.listener().into_iter().chain(["true".to_owned()]).collect();
+        let another: Vec<&str> = another.iter().map(String::as_str).collect();
+        host.refuses(&another, "Device or resource busy");
+        host.is_unavailable(
+            "seccomp",
+            "failed to install the seccomp filter: Device or resource busy",
+            "a supervisor around this process listens already",
+        );
     }
 }

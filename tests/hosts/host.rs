@@ -16,17 +16,20 @@ use crate::user::User;
 
 /// An interpreter that each user may read.
 pub const PYTHON: &str = "/usr/bin/python3";
-/// Puts the filter in its first argument around itself, and executes the others.
+/// Puts the filter in its first argument around itself, with a listener if the second says so, and executes the others.
 const LOADER: &str = "
 import ctypes, os, struct, sys
 filter = open(sys.argv[1], 'rb').read()
 text = ctypes.create_string_buffer(filter)
 program = struct.pack('HxxxxxxP', len(filter) // 8, ctypes.addressof(text))
-prctl = ctypes.CDLL(None, use_errno=True).prctl
-zero = ctypes.c_ulong(0)
-assert prctl(38, ctypes.c_ulong(1), zero, zero, zero) == 0, 'PR_SET_NO_NEW_PRIVS'
-assert prctl(22, ctypes.c_ulong(2), program) == 0, 'PR_SET_SECCOMP'
-os.execvp(sys.argv[2], sys.argv[2:])
+libc, zero = ctypes.CDLL(None, use_errno=True), ctypes.c_ulong(0)
+assert libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) == 0, 'PR_SET_NO_NEW_PRIVS'
+listener = libc.syscall(317, 1, 8 if sys.argv[2] == 'listener' else 0, program)
+if listener < 0:
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+if listener > 0:
+    os.set_inheritable(listener, True)
+os.execvp(sys.argv[3], sys.argv[3:])
 ";
 /// Tells by a file on the host, if ever a line of it ran outside of a sandbox.
 const SCRIPT: &str = "
@@ -116,11 +119,27 @@ impl Host {
 
     /// A filter around the user's processes refuses these calls.
     pub fn refusing(mut self, calls: &[libc::c_long], errno: i32) -> Self {
-        let file = self.path("filter");
-        fs::write(&file, filter(calls, errno)).unwrap();
-        let words = [PYTHON, "-c", LOADER, &file.display().to_string()].map(str::to_owned);
+        let words = self.filter("plain", calls, errno);
         self.inner.splice(0..0, words);
         self
+    }
+
+    /// A supervisor around the user's processes listens to a filter of theirs.
+    pub fn listened_to(mut self) -> Self {
+        let words = self.listener();
+        self.inner.splice(0..0, words);
+        self
+    }
+
+    /// The words that put a filter with a listener around the words after them.
+    pub fn listener(&self) -> Vec<String> {
+        self.filter("listener", &[libc::SYS_acct], libc::EPERM)
+    }
+
+    fn filter(&self, kind: &str, calls: &[libc::c_long], errno: i32) -> Vec<String> {
+        let file = self.path(&format!("{kind}-filter"));
+        fs::write(&file, filter(calls, errno)).unwrap();
+        [PYTHON, "-c", LOADER, &file.display().to_string(), kind].map(str::to_owned).to_vec()
     }
 
     /// Runs a program there.
@@ -150,12 +169,18 @@ impl Host {
     /// A run there.
     #[track_caller]
     pub fn run(&self, flags: &[&str]) -> Ran {
+        self.script(flags, SCRIPT)
+    }
+
+    /// A run of another script.
+    #[track_caller]
+    pub fn script(&self, flags: &[&str], source: &str) -> Ran {
         let nsbox = self.path("nsbox").display().to_string();
         let degrade: &[&str] = if self.is_roots() { &[] } else { &["--allow-degraded"] };
         let words =
             [&[nsbox.as_str(), "run", "--json", "--no-check", "--python", &self.python], degrade, flags, &["-"]]
                 .concat();
-        judge(&self.output(&words, SCRIPT.as_bytes()))
+        judge(&self.output(&words, source.as_bytes()))
     }
 
     /// What doctor says there.
@@ -169,6 +194,12 @@ impl Host {
         let allowed = report["run"] == "allowed";
         assert_eq!(output.status.code(), Some(i32::from(!allowed)), "{report:#}");
         report
+    }
+
+    /// A layer of what doctor says there.
+    #[track_caller]
+    pub fn layer(&self, name: &str) -> Value {
+        layer(&self.doctor(), name)
     }
 
     /// A run there works, with everything armed that the user can have without a refusal; and doctor says so.
@@ -206,8 +237,7 @@ impl Host {
         assert_eq!(report["run"], "refused", "{report:#}");
         let summary = report["summary"].as_str().unwrap();
         assert!(summary.contains(cause) && summary.contains(knob), "{summary}");
-        let layers = report["layers"].as_array().unwrap();
-        let found = layers.iter().find(|found| found["layer"] == layer).unwrap();
+        let found = self::layer(&report, layer);
         assert_eq!(found["status"], "refused", "{found:#}");
         assert!(found["found"].as_str().unwrap().contains(cause), "{found:#}");
         assert!(found["knobs"].to_string().contains(knob) || layer == "run", "{found:#}");
@@ -252,6 +282,10 @@ impl Host {
             }
         }
     }
+}
+
+fn layer(report: &Value, name: &str) -> Value {
+    report["layers"].as_array().unwrap().iter().find(|layer| layer["layer"] == name).unwrap().clone()
 }
 
 /// Words that execute a line of sh, in which `$@` are the words after them. `words` come before the shell.

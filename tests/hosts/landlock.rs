@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use nsbox::outcome::LayerStatus;
-use serde_json::Value;
 
 use crate::harness::require;
-use crate::host::{Host, PYTHON, everyone};
+use crate::host::{PYTHON, everyone};
 
 /// Prints the Landlock ABI; an error where there is none.
 const ABI: &str = "
@@ -16,11 +15,6 @@ if abi < 0:
     raise SystemExit(f'no Landlock: {os.strerror(ctypes.get_errno())}')
 print(abi)
 ";
-
-fn layer(host: &Host) -> Value {
-    let report = host.doctor();
-    report["layers"].as_array().unwrap().iter().find(|layer| layer["layer"] == "landlock").unwrap().clone()
-}
 
 #[test]
 fn absent_landlock_is_no_obstacle_and_is_said() {
@@ -33,7 +27,7 @@ fn absent_landlock_is_no_obstacle_and_is_said() {
             let landlock = &ran.outcome.enforced.landlock;
             assert_eq!((landlock.status, &landlock.applied), (LayerStatus::Missing, &None));
             assert!(landlock.why.as_ref().unwrap().contains("lsm=landlock"), "{landlock:?}");
-            let layer = layer(&host);
+            let layer = host.layer("landlock");
             assert_eq!((&layer["status"], &layer["required"]), (&"refused".into(), &false.into()));
             assert!(layer["knobs"].to_string().contains("landlock in its lsm= boot parameter"), "{layer:#}");
         }
@@ -57,7 +51,7 @@ fn old_landlock_is_used_as_far_as_it_goes() {
             let landlock = &ran.outcome.enforced.landlock;
             let applied = Some(format!("ABI {abi}"));
             assert_eq!((landlock.status, &landlock.applied), (LayerStatus::Applied, &applied));
-            let layer = layer(&host);
+            let layer = host.layer("landlock");
             assert_eq!(layer["status"], if abi < 6 { "degraded" } else { "allowed" }, "{layer:#}");
             assert_eq!(layer["knobs"].to_string().contains("Linux 6.12 or newer"), abi < 6, "{layer:#}");
         }

@@ -2,7 +2,9 @@
 
 use nsbox::outcome::LayerStatus;
 
-use crate::host::{Host, everyone};
+use crate::harness::skipped;
+use crate::host::{Host, PYTHON, everyone};
+use crate::user::User;
 
 const KNOB: &str = "ulimit -u, LimitNPROC= in the systemd unit";
 
@@ -30,7 +32,7 @@ fn exhausted_processes_are_named_with_their_limit() {
 
 #[test]
 fn low_limit_that_suffices_is_applied_and_said() {
-    for host in everyone().into_iter().filter(Host::is_roots) {
+    for host in [User::root(), User::alone()].into_iter().flatten().map(Host::of) {
         let ran = limited(host, 5).works();
         let rlimits = &ran.outcome.enforced.rlimits;
         assert_eq!(rlimits.status, LayerStatus::Applied);
@@ -38,4 +40,24 @@ fn low_limit_that_suffices_is_applied_and_said() {
         assert!(texts[0].contains("NPROC=65 ") && texts[1].contains("NPROC=5 "), "{rlimits:?}");
         assert!(rlimits.why.as_ref().unwrap().contains("ulimit -H"), "{rlimits:?}");
     }
+}
+
+#[test]
+fn command_does_without_threads() {
+    let Some(user) = User::alone() else {
+        skipped("only root can become a user without processes");
+        return;
+    };
+    let host = Host::of(user);
+    // The first run, which compiles the guest's runner, takes more.
+    host.works();
+    // The command itself, init, and the guest.
+    let host = limited(host, 3);
+    let nsbox = host.path("nsbox").display().to_string();
+    let source = "import sys\nprint('ran')\nprint('aloud', file=sys.stderr)\nraise SystemExit(3)";
+    let output =
+        host.output(&[&nsbox, "run", "--no-check", "--allow-degraded", "--python", PYTHON, "-"], source.as_bytes());
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), b"ran\n".as_slice()), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("aloud"), "{output:?}");
+    host.assert_nothing_left();
 }

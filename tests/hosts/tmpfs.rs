@@ -31,8 +31,7 @@ fn tmpfs_without_a_limit_of_inodes_is_refused_and_named() {
     }
     for host in everyone() {
         // Of doctor's own probe: the tmpfs alone.
-        let report = refusing(host, 2).doctor();
-        let tmpfs = report["layers"].as_array().unwrap().iter().find(|layer| layer["layer"] == "tmpfs").unwrap();
+        let tmpfs = refusing(host, 2).layer("tmpfs");
         assert!(tmpfs["status"] == "refused" && tmpfs["found"].as_str().unwrap().contains(CAUSE), "{tmpfs:#}");
         assert!(tmpfs["knobs"].to_string().contains(KNOB), "{tmpfs:#}");
     }
