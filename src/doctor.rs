@@ -5,18 +5,16 @@
 //! but what any run leaves in the store.
 
 mod cgroup;
-mod host;
 mod image;
-mod knob;
 mod namespace;
 
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::outcome::{Outcome, Verdict};
+use crate::sandbox::Sandbox;
+use crate::sandbox::host::Host;
 use crate::sandbox::probe::Prober;
-use crate::sandbox::{Sandbox, chain};
-use host::Host;
 
 /// What was found, layer by layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -110,11 +108,12 @@ pub fn examine(config: &Config) -> Report {
     match Prober::new(&config.limits, &config.seccomp) {
         Ok(prober) => {
             layers.extend(namespace::examine(&prober, image.as_ref(), &host));
-            layers.extend(cgroup::examine(Some(&prober), &host));
+            let starts = layers.iter().all(|layer| layer.layer != "user_map" || layer.status == Status::Allowed);
+            layers.extend(cgroup::examine(starts.then_some(&prober)));
         }
         Err(error) => {
             layers.push(namespace::unprepared(&error));
-            layers.extend(cgroup::examine(None, &host));
+            layers.extend(cgroup::examine(None));
         }
     }
     layers.extend(image_layers);
@@ -151,7 +150,8 @@ fn try_run(config: &Config) -> (Status, String, Layer) {
                 Layer { status: Status::Degraded, ..Layer::refused("run", tried, found, knobs) },
             )
         }
-        Err(_) => {
+        // What even a degraded run stumbles over is the obstacle; a missing cgroup comes after it.
+        Err(why) => {
             let knobs = vec!["mend the layers above".to_owned()];
             (Status::Refused, format!("nsbox run does not work here: {why}"), Layer::refused("run", tried, why, knobs))
         }
@@ -161,7 +161,7 @@ fn try_run(config: &Config) -> (Status, String, Layer) {
 /// One run of a script that does nothing.
 fn trial(config: &Config, allow_degraded: bool) -> Result<Outcome, String> {
     let config = Config { allow_degraded, ..config.clone() };
-    let outcome = Sandbox::new(config).map_err(|error| chain(&error))?.run("pass");
+    let outcome = Sandbox::new(config).map_err(|error| error.explain())?.run("pass");
     match outcome.verdict {
         Verdict::Ok if allow_degraded || !outcome.degraded => Ok(outcome),
         Verdict::Ok => Err(missing(&outcome)),

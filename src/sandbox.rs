@@ -10,7 +10,9 @@ mod caps;
 pub(crate) mod cgroup;
 mod channels;
 mod guest;
+pub(crate) mod host;
 mod idmap;
+pub(crate) mod knob;
 pub(crate) mod landlock;
 mod measure;
 mod mounts;
@@ -39,6 +41,7 @@ use account::Account;
 pub(crate) use account::{chain, unavailable};
 use cgroup::Cgroup;
 use channels::Channels;
+use host::Host;
 use idmap::HostIds;
 use mounts::{Bind, View};
 use nest::{Ground, Nest};
@@ -67,7 +70,7 @@ pub enum Error {
     #[error(transparent)]
     UserMap(#[from] idmap::OnlyRoot),
     /// The namespaces or init.
-    #[error("failed to {step}{}", knob(.step, .source))]
+    #[error("failed to {step}")]
     Spawn {
         /// What was tried.
         step: &'static str,
@@ -121,17 +124,21 @@ pub enum Error {
     Unsupported(String),
 }
 
-/// What to do about a refused namespace.
-fn knob(step: &str, source: &io::Error) -> String {
-    let advice = match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) if step == "make the namespaces" => {
-            ": unprivileged user namespaces are refused here (sysctl kernel.unprivileged_userns_clone=1; \
-             sysctl kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp profile that allows them)"
+impl Error {
+    /// What mends it on this machine, each a way of its own; the first is the narrowest. None where the error itself says
+    /// what to do, or nothing is known.
+    #[must_use]
+    pub fn knobs(&self) -> Vec<String> {
+        knob::of(self, &Host::read())
+    }
+
+    /// The error with its causes and the first knob, in one line.
+    pub(crate) fn explain(&self) -> String {
+        match self.knobs().first() {
+            Some(knob) => format!("{}; to mend it: {knob} (nsbox doctor tells more)", chain(self)),
+            None => chain(self),
         }
-        Some(libc::ENOSPC | libc::EUSERS) => ": the limit of namespaces is reached (sysctl user.max_user_namespaces)",
-        _ => "",
-    };
-    format!("{advice}; nsbox doctor tells more")
+    }
 }
 
 /// Everything that runs have in common: built once, it may serve any number of them, from any number of threads.
@@ -169,7 +176,7 @@ impl Sandbox {
             .map(|(sandbox, nest)| {
                 sandbox.account_for(sandbox.execute(script, watch, sandbox.config.check, Some(nest)))
             })
-            .unwrap_or_else(|error| unavailable(&image, &chain(&error)))
+            .unwrap_or_else(|error| unavailable(&image, &error.explain()))
     }
 
     /// A sandbox, and the nest of its first run.
@@ -178,9 +185,11 @@ impl Sandbox {
         let init = nest::init_binary()?;
         let drop_groups = ids.drops_groups();
         let (hatched, equipment, found) = std::thread::scope(|scope| {
+            // Where no thread can be had (RLIMIT_NPROC), the namespaces are made in their turn.
             let hatching = nest::may_hatch_early().then(|| {
                 let init = &init;
-                scope.spawn(move || nest::hatch(init, NAMESPACES, None, drop_groups))
+                let hatch = move || nest::hatch(init, NAMESPACES, None, drop_groups);
+                std::thread::Builder::new().spawn_scoped(scope, hatch).ok()
             });
             let found = init.try_clone().map_err(failed("share the init binary")).and_then(|init| {
                 let ground = Ground::survey(init, config.allow_degraded, drop_groups, true)?;
@@ -189,11 +198,12 @@ impl Sandbox {
             });
             let equipment = Equipment::gather(&config, ids);
             let panicked = || Err(failed("make the namespaces")(io::Error::other("its thread panicked")));
-            let hatched = hatching.map(|thread| thread.join().unwrap_or_else(|_| panicked())).transpose();
+            let hatched = hatching.flatten().map(|thread| thread.join().unwrap_or_else(|_| panicked())).transpose();
             (hatched, equipment, found)
         });
-        let (equipment, (ground, cgroup)) = (equipment?, found?);
-        let nest = Nest::make(&ground, cgroup, NAMESPACES, hatched?)?;
+        // Of several refusals the one without a weaker form comes first: it is what doctor says, too.
+        let (equipment, hatched, (ground, cgroup)) = (equipment?, hatched?, found?);
+        let nest = Nest::make(&ground, cgroup, NAMESPACES, hatched)?;
         let mut sandbox = equipment.complete(config, ids, ground);
         sandbox.compile_runner()?;
         Ok((sandbox, nest))
@@ -252,7 +262,7 @@ impl Sandbox {
         drop(view);
         let mut supervisor = Supervisor {
             nest,
-            channels: channels.detach(),
+            channels: channels.detach().map_err(failed("start a thread for the script's standard input"))?,
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
             limits: &self.config.limits,
             program: &self.program,
@@ -331,7 +341,11 @@ impl Sandbox {
         let private = metadata.is_dir() || metadata.mode() & 0o004 == 0;
         if private && self.privileged && matches!(self.ids, HostIds::Free { .. }) {
             let owner = (metadata.uid(), metadata.gid());
-            bind.map_ids(&idmap::mount_namespace(self.ground.init.as_fd(), owner, guest)?)?;
+            match bind.map_ids(&idmap::mount_namespace(self.ground.init.as_fd(), owner, guest)?) {
+                // The file system has no idmapped mounts: what everybody may read needs none.
+                Err(error) if !idmap::is_everybodys(&real)? => return Err(error),
+                _ => {}
+            }
         }
         Ok((bind, metadata.is_dir()))
     }
@@ -349,10 +363,8 @@ impl Sandbox {
         plan.call("lead a session", libc::SYS_setsid, &[]);
         plan.call("set the umask", libc::SYS_umask, &[Arg::Value(guest::UMASK.into())]);
         nest.plan_entry(&mut plan);
-        let namespace = [Arg::Value(libc::CLONE_NEWCGROUP as u64)];
-        plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
-        let name = Arg::Text(image::HOSTNAME.as_ref());
-        plan.call("set the host name", libc::SYS_sethostname, &[name, Arg::Value(image::HOSTNAME.len() as u64)]);
+        plan_cgroup_namespace(&mut plan);
+        plan_host_name(&mut plan);
         plan_file(&mut plan, "offer the guest to the out-of-memory killer", c"/proc/self/oom_score_adj", c"1000");
         if sets_memfd_noexec(self.ids) {
             plan_file(&mut plan, "forbid executable memfds", c"/proc/sys/vm/memfd_noexec", c"2");
@@ -433,6 +445,15 @@ fn bind(source: &Path, target: &Path, privileged: bool) -> Result<Bind, Error> {
         .map_err(|error| Error::Step { step: format!("open {} for the guest", source.display()), source: error })
 }
 
+fn plan_cgroup_namespace(plan: &mut Plan) {
+    plan.call("make the cgroup namespace", libc::SYS_unshare, &[Arg::Value(libc::CLONE_NEWCGROUP as u64)]);
+}
+
+fn plan_host_name(plan: &mut Plan) {
+    let name = Arg::Text(image::HOSTNAME.as_ref());
+    plan.call("set the host name", libc::SYS_sethostname, &[name, Arg::Value(image::HOSTNAME.len() as u64)]);
+}
+
 /// Writes a short text into a file of /proc.
 fn plan_file(plan: &mut Plan, step: &'static str, path: &'static CStr, text: &'static CStr) {
     let flags = Arg::Value((libc::O_WRONLY | libc::O_CLOEXEC) as u64);
@@ -441,11 +462,12 @@ fn plan_file(plan: &mut Plan, step: &'static str, path: &'static CStr, text: &'s
     plan.close(file);
 }
 
-/// Whether init, with the host ids that it starts with, may write the sysctl of its own pid namespace (Linux 6.3).
+/// Whether init, with the host ids that it starts with, may write the sysctl of its own pid namespace (Linux 6.3). Not
+/// where /proc/sys is read-only, as in containers.
 fn sets_memfd_noexec(ids: HostIds) -> bool {
     matches!(ids, HostIds::Free { .. })
         && nix::unistd::geteuid().is_root()
-        && Path::new("/proc/sys/vm/memfd_noexec").exists()
+        && nix::unistd::access("/proc/sys/vm/memfd_noexec", nix::unistd::AccessFlags::W_OK).is_ok()
 }
 
 /// An error of the supervisor's own.

@@ -12,9 +12,13 @@ pub(super) struct Output {
     writers: [Option<Writer>; 2],
 }
 
-struct Writer {
-    queue: Sender<Vec<u8>>,
-    thread: JoinHandle<()>,
+enum Writer {
+    Thread {
+        queue: Sender<Vec<u8>>,
+        thread: JoinHandle<()>,
+    },
+    /// Where no thread can be had (RLIMIT_NPROC): a slow reader does stop the clock.
+    Here(Copier),
 }
 
 impl Output {
@@ -25,39 +29,76 @@ impl Output {
     /// Queues bytes.
     pub(super) fn write(&mut self, stream: Stream, bytes: &[u8]) {
         let slot = &mut self.writers[usize::from(stream == Stream::Stderr)];
-        let writer = slot.get_or_insert_with(|| match stream {
-            Stream::Stdout => Writer::start(io::stdout(), io::stdout().is_terminal()),
-            Stream::Stderr => Writer::start(io::stderr(), io::stderr().is_terminal()),
-        });
-        // The thread is gone when its reader is: then there is nobody to tell.
-        writer.queue.send(bytes.to_vec()).ok();
+        // When the reader is gone, there is nobody to tell.
+        match slot.get_or_insert_with(|| Writer::start(stream)) {
+            Writer::Thread { queue, .. } => queue.send(bytes.to_vec()).ok(),
+            Writer::Here(copier) => copier.copy(bytes).ok(),
+        };
     }
 
     /// Waits until all is written.
     pub(super) fn finish(self) {
-        for Writer { queue, thread } in self.writers.into_iter().flatten() {
-            drop(queue);
-            // A panic of the writer has been printed by its thread.
-            thread.join().ok();
+        for writer in self.writers.into_iter().flatten() {
+            match writer {
+                Writer::Thread { queue, thread } => {
+                    drop(queue);
+                    // A panic of the writer has been printed by its thread.
+                    thread.join().ok();
+                }
+                Writer::Here(copier) => copier.finish(),
+            }
         }
     }
 }
 
 impl Writer {
-    fn start(mut to: impl Write + Send + 'static, terminal: bool) -> Self {
+    fn start(stream: Stream) -> Self {
         let (queue, bytes) = channel::<Vec<u8>>();
-        let thread = std::thread::spawn(move || {
-            let mut visible = Visible::default();
+        let copy = move || {
+            let mut copier = Copier::of(stream);
             for bytes in bytes {
-                let bytes = if terminal { visible.feed(&bytes) } else { bytes };
-                if to.write_all(&bytes).and_then(|()| to.flush()).is_err() {
+                if copier.copy(&bytes).is_err() {
                     return;
                 }
             }
-            // The rest of a character that never came.
-            to.write_all(&visible.end()).and_then(|()| to.flush()).ok();
-        });
-        Self { queue, thread }
+            copier.finish();
+        };
+        match std::thread::Builder::new().spawn(copy) {
+            Ok(thread) => Self::Thread { queue, thread },
+            Err(_) => Self::Here(Copier::of(stream)),
+        }
+    }
+}
+
+/// Copies one of the guest's streams to the command's own.
+struct Copier {
+    to: Box<dyn Write + Send>,
+    /// On a terminal.
+    visible: Option<Visible>,
+}
+
+impl Copier {
+    fn of(stream: Stream) -> Self {
+        let (to, terminal): (Box<dyn Write + Send>, _) = match stream {
+            Stream::Stdout => (Box::new(io::stdout()), io::stdout().is_terminal()),
+            Stream::Stderr => (Box::new(io::stderr()), io::stderr().is_terminal()),
+        };
+        Self { to, visible: terminal.then(Visible::default) }
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.visible {
+            Some(visible) => self.to.write_all(&visible.feed(bytes))?,
+            None => self.to.write_all(bytes)?,
+        }
+        self.to.flush()
+    }
+
+    /// The rest of a character that never came.
+    fn finish(mut self) {
+        if let Some(visible) = self.visible.take() {
+            self.to.write_all(&visible.end()).and_then(|()| self.to.flush()).ok();
+        }
     }
 }
 

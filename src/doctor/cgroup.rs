@@ -1,16 +1,18 @@
 //! The cgroup: where it is, and whether each required controller can be used there.
 
-use super::host::Host;
-use super::{Layer, Status, knob};
+use std::io;
+
+use super::Layer;
 use crate::sandbox::cgroup::{Error, Hierarchy, Owner};
 use crate::sandbox::chain;
+use crate::sandbox::knob;
 use crate::sandbox::probe::Prober;
 
 /// The layers of the controllers, in the order of their limit files.
 const LAYERS: [&str; 3] = ["cgroup_memory", "cgroup_pids", "cgroup_cpu"];
 
 /// Makes a cgroup with the limits of a run and puts a child in it; without a prober, makes an empty one.
-pub(super) fn examine(prober: Option<&Prober<'_>>, host: &Host) -> Vec<Layer> {
+pub(super) fn examine(prober: Option<&Prober<'_>>) -> Vec<Layer> {
     let tried = "reading the mounts and this process's membership";
     let owner = match Owner::current() {
         Ok(owner) => owner,
@@ -38,7 +40,11 @@ pub(super) fn examine(prober: Option<&Prober<'_>>, host: &Host) -> Vec<Layer> {
     }
     let each = hierarchy.try_each(&owner);
     let folders: Vec<_> = hierarchy.parents().into_iter().map(|folder| folder.display().to_string()).collect();
-    let knobs = if hierarchy.version() == 2 { knob::cgroup_v2() } else { knob::cgroup_v1(&folders) };
+    let mut knobs = if hierarchy.version() == 2 { knob::cgroup_v2() } else { knob::cgroup_v1(&folders) };
+    let is_read_only = |error: &io::Error| error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    if each.iter().any(|(_, _, outcome)| outcome.as_ref().is_err_and(is_read_only)) {
+        knobs.insert(0, knob::CGROUP_RW.to_owned());
+    }
     let mut layers = vec![match &result {
         Some(Err(error)) => Layer::refused("cgroup", tried, format!("{place}: {}", chain(error)), knobs.clone()),
         _ => Layer::untried("cgroup", "no process can be started for it"),
@@ -50,12 +56,6 @@ pub(super) fn examine(prober: Option<&Prober<'_>>, host: &Host) -> Vec<Layer> {
             Ok(()) => Layer::allowed(layer, tried, format!("made one in {place}")),
             Err(error) => Layer::refused(layer, tried, format!("{place}: {error}"), knobs.clone()),
         });
-    }
-    // A hierarchy that takes folders but not the limits or the child is of no more use than none.
-    if host.container && layers[1..].iter().all(|layer| layer.status == Status::Refused) {
-        layers[0]
-            .knobs
-            .insert(0, "in a container: docker run --cgroupns=private with /sys/fs/cgroup mounted rw".to_owned());
     }
     layers
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use super::host::Host;
 use super::{Layer, Status};
 use crate::config::Config;
 use crate::image::{self, Error, Image};
 use crate::sandbox::chain;
+use crate::sandbox::host::Host;
 
 /// The image of a run, and the layers `store` and `image`.
 pub(super) fn examine(config: &Config, host: &Host) -> (Option<Image>, Vec<Layer>) {

@@ -1,10 +1,10 @@
 //! The layers that init arms inside its namespaces, each tried alone.
 
-use super::host::Host;
-use super::{Layer, Status, knob};
+use super::{Layer, Status};
 use crate::image::Image;
+use crate::sandbox::host::Host;
 use crate::sandbox::probe::{Namespace, Prober, Seen};
-use crate::sandbox::{Error, chain, landlock};
+use crate::sandbox::{Error, chain, knob, landlock};
 
 /// What follows from a refused user namespace.
 const NO_NAMESPACE: &str = "it takes a user namespace";
@@ -24,53 +24,45 @@ pub(super) fn examine(prober: &Prober<'_>, image: Option<&Image>, host: &Host) -
     let seen = match prober.user() {
         Ok(seen) => seen,
         Err(error @ Error::UserMap(_)) => return no_user_map(tried, &error),
-        Err(error) => return no_user_namespace(tried, &error, host),
+        Err(error) => return no_user_namespace(tried, error, host),
     };
-    let most = host.max_user_namespaces.map_or(String::new(), |most| format!(", of {most} (user.max_user_namespaces)"));
+    let most =
+        host.max_user_namespaces().map_or(String::new(), |most| format!(", of {most} (user.max_user_namespaces)"));
     let mut layers = vec![Layer::allowed("user_namespace", tried, format!("made one{most}"))];
     layers.push(user_map(seen));
     layers.extend(Namespace::ALL.map(|kind| namespace(prober, kind, host)));
-    layers.push(mount("tmpfs", "mounting one with size and nr_inodes", prober.tmpfs(), host));
-    layers.push(mount("procfs", "mounting one with subset=pid", prober.proc(), host));
+    layers.push(simple("tmpfs", "mounting one with size and nr_inodes", "mounted it", prober.tmpfs(), host));
+    layers.push(simple("procfs", "mounting one with subset=pid", "mounted it", prober.proc(), host));
     let tried = "binding the image read-only and pivoting into it";
-    layers.push(match image {
-        Some(image) => mount("root", tried, prober.root(image), host),
+    let root = match image {
+        Some(image) => simple("root", tried, "mounted it", prober.root(image), host),
         None => Layer::untried("root", "there is no image"),
-    });
+    };
+    let has_root = root.status == Status::Allowed;
+    layers.push(root);
     layers.push(simple(
         "capabilities",
         "emptying every capability set and setting no_new_privs",
         "none is left, and none can come back",
         prober.capabilities(),
-        |_| knob::confinement(host),
+        host,
     ));
     layers.push(simple(
         "seccomp",
         "installing the filter and receiving its listener",
         "the filter holds, and refused calls are reported",
         prober.seccomp(),
-        |errno| match errno {
-            Some(libc::EBUSY) => vec![
-                "a supervisor around this process listens already, and the kernel allows one: start nsbox outside that \
-                 container"
-                    .to_owned(),
-            ],
-            _ => vec![
-                "Linux 5.0 or newer with CONFIG_SECCOMP_FILTER, and no filter around that refuses seccomp(2)"
-                    .to_owned(),
-            ],
-        },
+        host,
     ));
-    layers.push(landlock_layer(prober, image));
+    layers.push(landlock_layer(prober, image.filter(|_| has_root)));
     layers.push(memfd_noexec(prober));
     layers.push(rlimits(prober));
     layers.push(clone3(seen));
     layers
 }
 
-fn no_user_namespace(tried: &str, error: &Error, host: &Host) -> Vec<Layer> {
-    let knobs = knob::namespace("user", knob::errno(error), host);
-    let mut layers = vec![Layer::refused("user_namespace", tried, chain(error), knobs)];
+fn no_user_namespace(tried: &str, error: Error, host: &Host) -> Vec<Layer> {
+    let mut layers = vec![simple("user_namespace", tried, "", Err(error), host)];
     layers.push(Layer::untried("user_map", NO_NAMESPACE));
     layers.extend(untried(NO_NAMESPACE));
     layers
@@ -105,9 +97,7 @@ fn layer_of(kind: Namespace) -> &'static str {
 }
 
 fn namespace(prober: &Prober<'_>, kind: Namespace, host: &Host) -> Layer {
-    let limit = if kind == Namespace::Mount { "mnt".to_owned() } else { kind.to_string() };
-    let knobs = |errno| knob::namespace(&limit, errno, host);
-    simple(layer_of(kind), "making one in a user namespace", "made one", prober.namespace(kind), knobs)
+    simple(layer_of(kind), "making one in a user namespace", "made one", prober.namespace(kind), host)
 }
 
 fn user_map(seen: Seen) -> Layer {
@@ -116,20 +106,9 @@ fn user_map(seen: Seen) -> Layer {
     Layer::allowed("user_map", "writing uid_map and gid_map, with setgroups denied", found)
 }
 
-fn mount(layer: &'static str, tried: &str, result: Result<Seen, Error>, host: &Host) -> Layer {
-    match result {
-        Ok(_) => Layer::allowed(layer, tried, "mounted it"),
-        Err(error) => {
-            let found = chain(&error);
-            let knobs = knob::mount(&found, knob::errno(&error), host);
-            Layer::refused(layer, tried, found, knobs)
-        }
-    }
-}
-
 fn landlock_layer(prober: &Prober<'_>, image: Option<&Image>) -> Layer {
     let tried = "enforcing the rules on a child in the image's root";
-    let Some(image) = image else { return Layer::untried("landlock", "there is no image").optional() };
+    let Some(image) = image else { return Layer::untried("landlock", "there is no root").optional() };
     let boot = "a kernel with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm= boot parameter";
     let layer = match landlock::abi() {
         None => Layer::refused("landlock", tried, "the kernel offers none", vec![boot.to_owned()]),
@@ -209,15 +188,16 @@ fn clone3(seen: Seen) -> Layer {
     .optional()
 }
 
-fn simple(
-    layer: &'static str,
-    tried: &str,
-    found: &str,
-    result: Result<Seen, Error>,
-    knobs: impl FnOnce(Option<i32>) -> Vec<String>,
-) -> Layer {
+/// What came of a probe, with the knobs that a run of the same refusal names.
+fn simple(layer: &'static str, tried: &str, found: &str, result: Result<Seen, Error>, host: &Host) -> Layer {
     match result {
         Ok(_) => Layer::allowed(layer, tried, found),
-        Err(error) => Layer::refused(layer, tried, chain(&error), knobs(knob::errno(&error))),
+        Err(error) => {
+            let mut knobs = knob::of(&error, host);
+            if knobs.is_empty() {
+                knobs.push(knob::JOURNAL.to_owned());
+            }
+            Layer::refused(layer, tried, chain(&error), knobs)
+        }
     }
 }

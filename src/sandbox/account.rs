@@ -178,7 +178,7 @@ pub(crate) fn failed(config: &Config, image: &str, error: &Error) -> Outcome {
     };
     let mut outcome = Outcome::new(new_id(), verdict);
     outcome.image = Some(image.to_owned());
-    outcome.message = chain(error);
+    outcome.message = error.explain();
     outcome.ended = ended;
     if verdict == Verdict::Lost {
         outcome.backend = Some(Backend::Namespace);

@@ -66,18 +66,20 @@ impl Channels {
     }
 
     /// Closes the guest's ends, now that init has its own copies, and lets what is fed to stdin flow.
-    pub(crate) fn detach(self) -> Supervised {
+    ///
+    /// Fails where no thread can be had for that.
+    pub(crate) fn detach(self) -> io::Result<Supervised> {
         if let Some((end, writer, stream)) = self.stdin {
             drop(end);
-            feed(stream, writer);
+            feed(stream, writer)?;
         }
-        Supervised {
+        Ok(Supervised {
             stdout: self.stdout,
             stderr: self.stderr,
             start: self.start,
             code: self.code,
             result: Some(self.result),
-        }
+        })
     }
 }
 
@@ -99,8 +101,8 @@ fn output() -> io::Result<(PipeReader, OwnedFd)> {
 }
 
 /// Copies a stream into the guest's stdin. The thread ends with the stream, or with its first write after the guest.
-fn feed(mut stream: Box<dyn Read + Send>, mut pipe: PipeWriter) {
-    std::thread::spawn(move || io::copy(&mut stream, &mut pipe).ok());
+fn feed(mut stream: Box<dyn Read + Send>, mut pipe: PipeWriter) -> io::Result<()> {
+    std::thread::Builder::new().spawn(move || io::copy(&mut stream, &mut pipe).ok()).map(drop)
 }
 
 /// An empty memfd that can be sealed; `mode` is dropped on kernels that do not know it.

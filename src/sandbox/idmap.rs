@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use caps::{CapSet, Capability};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -106,6 +108,26 @@ pub(crate) fn mount_namespace(init: BorrowedFd<'_>, owner: (u32, u32), guest: (u
     namespace
 }
 
+/// Whether everybody may read a file, or a folder with all that is in it.
+pub(crate) fn is_everybodys(path: &Path) -> io::Result<bool> {
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.is_symlink() {
+        return Ok(true);
+    }
+    let needed = if metadata.is_dir() { 0o005 } else { 0o004 };
+    if metadata.mode() & needed != needed {
+        return Ok(false);
+    }
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path)? {
+            if !is_everybodys(&entry?.path())? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
 /// Init becomes the guest's user in all its ids; the capabilities in its namespace stay, for it was never root there.
 pub(crate) fn plan_become_guest(plan: &mut Plan) {
     let id = Arg::Value(u64::from(GUEST_ID));
@@ -151,6 +173,27 @@ fn extents(uid_map: &str) -> Vec<(u64, u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folder_is_everybodys_only_with_all_that_is_in_it() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set(folder.path(), 0o755);
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        set(&inner, 0o755);
+        let file = inner.join("file");
+        fs::write(&file, "").unwrap();
+        set(&file, 0o604);
+        symlink("/nowhere", inner.join("link")).unwrap();
+        assert!(is_everybodys(folder.path()).unwrap());
+        set(&file, 0o640);
+        assert!(!is_everybodys(folder.path()).unwrap());
+        set(&file, 0o604);
+        set(&inner, 0o754);
+        assert!(!is_everybodys(folder.path()).unwrap());
+    }
 
     #[test]
     fn root_of_a_namespace_is_told_from_root_of_the_host() {

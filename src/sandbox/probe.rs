@@ -13,7 +13,10 @@ use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan, literal};
 use super::script::Stdin;
 use super::supervise::{Evidence, Supervisor};
-use super::{Error, caps, failed, image_view, landlock, mounts, plan_file, rlimits, seccomp, sets_memfd_noexec};
+use super::{
+    Error, caps, failed, image_view, landlock, mounts, plan_cgroup_namespace, plan_file, plan_host_name, rlimits,
+    seccomp, sets_memfd_noexec,
+};
 use crate::config::Limits;
 use crate::image::Image;
 
@@ -102,13 +105,12 @@ impl<'a> Prober<'a> {
 
     /// One more namespace, inside a user namespace.
     pub(crate) fn namespace(&self, kind: Namespace) -> Result<Seen, Error> {
-        if kind != Namespace::Cgroup {
-            return self.attempt(kind.flag(), None, |_| {});
+        match kind {
+            Namespace::Cgroup => self.attempt(0, None, plan_cgroup_namespace),
+            // Made, it is of no use where a security module takes the rights in it away.
+            Namespace::Uts => self.attempt(kind.flag(), None, plan_host_name),
+            _ => self.attempt(kind.flag(), None, |_| {}),
         }
-        self.attempt(0, None, |plan| {
-            let flag = Arg::Value(kind.flag().unsigned_abs().into());
-            plan.call("make the cgroup namespace", libc::SYS_unshare, &[flag]);
-        })
     }
 
     /// A tmpfs with the limits of a run.
@@ -207,7 +209,7 @@ impl<'a> Prober<'a> {
         nest.send(&mut plan, &self.ground)?;
         let mut supervisor = Supervisor {
             nest,
-            channels: channels.detach(),
+            channels: channels.detach().map_err(failed("start a thread for the script's standard input"))?,
             cancel: None,
             limits: self.limits,
             program: &self.program,

@@ -8,4 +8,5 @@ mod harness;
 
 mod degraded;
 mod delegated;
+#[path = "../harness/user.rs"]
 mod user;

@@ -1,4 +1,6 @@
-//! An ordinary user with a home, a copy of the command, and an interpreter that it may read.
+//! A user with a home, a copy of the command, and an interpreter that it may read: an ordinary one, or root. Of a suite
+//! that includes `harness/mod.rs` beside it.
+#![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -30,16 +32,29 @@ impl User {
         if !found {
             return None;
         }
+        let id = if is_root() { NOBODY } else { nix::unistd::geteuid().as_raw() };
+        Some(Self::of(id))
+    }
+
+    /// Root; `None` where the tests run as somebody else.
+    pub fn root() -> Option<Self> {
+        is_root().then(|| Self::of(0))
+    }
+
+    /// An ordinary user who has no other process; `None` where the tests cannot choose who they are.
+    pub fn alone() -> Option<Self> {
+        is_root().then(|| Self::of(0x6000_0000 + std::process::id()))
+    }
+
+    fn of(id: u32) -> Self {
         // Not under target: its folders may be closed to others.
         let home = tempfile::tempdir_in("/tmp").unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_nsbox"), home.path().join("nsbox")).unwrap();
-        let mut id = nix::unistd::geteuid().as_raw();
-        if is_root() {
-            id = NOBODY;
-            chown(home.path(), Some(id), Some(id)).unwrap();
-        }
-        Some(Self { home, id })
+        let (built, own) = (env!("CARGO_BIN_EXE_nsbox"), home.path().join("nsbox"));
+        // Tens of megabytes, where it is not on the same file system.
+        fs::hard_link(built, &own).or_else(|_| fs::copy(built, &own).map(drop)).unwrap();
+        chown(home.path(), Some(id), Some(id)).unwrap();
+        Self { home, id }
     }
 
     /// A place of its own.
@@ -47,23 +62,22 @@ impl User {
         self.home.path().join(name)
     }
 
-    /// `nsbox ARGS`, by this user, whose processes are put into `cgroups` first.
-    pub fn nsbox(&self, cgroups: &[PathBuf], args: &[&str]) -> Command {
-        let mut words = vec!["/bin/sh".to_owned(), "-c".to_owned()];
-        let enter = cgroups.iter().map(|folder| format!("echo $$ > {}/cgroup.procs && ", folder.display()));
-        words.push(enter.collect::<String>() + "exec \"$@\"");
-        words.push("sh".to_owned());
-        if is_root() {
-            let ids = [format!("--reuid={}", self.id), format!("--regid={}", self.id)];
-            words.push("setpriv".to_owned());
-            words.extend(ids);
-            words.extend(["--clear-groups", "--inh-caps=-all"].map(str::to_owned));
+    /// The words that become this user and execute the words after them.
+    pub fn become_it(&self) -> Vec<String> {
+        if !is_root() || self.id == 0 {
+            return Vec::new();
         }
-        words.push(self.path("nsbox").display().to_string());
-        words.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let ids = [format!("--reuid={}", self.id), format!("--regid={}", self.id)];
+        let rest = ["--clear-groups", "--inh-caps=-all"].map(str::to_owned);
+        ["setpriv".to_owned()].into_iter().chain(ids).chain(rest).collect()
+    }
+
+    /// A command in this user's environment.
+    pub fn command(&self, words: &[String]) -> Command {
         let clean = nsbox::<&str>([]);
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env("HOME", self.home.path()).env("PATH", "/usr/bin:/bin").current_dir("/");
+        command.args(&words[1..]).env("HOME", self.home.path()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.current_dir("/");
         for (name, value) in clean.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
@@ -72,6 +86,18 @@ impl User {
         }
         command.env("NSBOX_STORE", self.path("store")).stdin(Stdio::null());
         command
+    }
+
+    /// `nsbox ARGS`, by this user, whose processes are put into `cgroups` first.
+    pub fn nsbox(&self, cgroups: &[PathBuf], args: &[&str]) -> Command {
+        let mut words = vec!["/bin/sh".to_owned(), "-c".to_owned()];
+        let enter = cgroups.iter().map(|folder| format!("echo $$ > {}/cgroup.procs && ", folder.display()));
+        words.push(enter.collect::<String>() + "exec \"$@\"");
+        words.push("sh".to_owned());
+        words.extend(self.become_it());
+        words.push(self.path("nsbox").display().to_string());
+        words.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self.command(&words)
     }
 
     /// Runs a script that the check does not see.

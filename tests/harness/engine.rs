@@ -1,0 +1,183 @@
+//! A Docker engine of the tests' own, and an image for it: started by the first test that asks, ended by its pid with the
+//! last one, with nothing of it left. Of a suite that includes `harness/mod.rs` beside it.
+//!
+//! It lives in a mount namespace of its own, so that its mounts, its images (in memory: to remove them from a disk takes
+//! longer than a test) and what it puts into /run end with it. It makes no network device and no rule of a firewall. Its
+//! cgroups are under a parent of its own name.
+#![allow(dead_code, reason = "each suite uses a part of it")]
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::harness::{is_root, require, skipped};
+
+/// The name of the base image in every engine: Debian's smallest variant, with its Python.
+pub const BASE: &str = "nsbox-test-base";
+/// How long an engine may take to answer, on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Starts the engine in a mount namespace, and ends it when its own standard input ends: when the test drops the engine,
+/// and when the test's process dies in whichever way. `$1` is the engine's folder, the others its command line.
+const KEEPER: &str = r#"
+folder=$1; shift
+private='for place in /run "$0/data" /etc/docker; do [ ! -d "$place" ] || mount -t tmpfs tmpfs "$place"; done; exec "$@"'
+unshare --mount --propagation private sh -c "$private" "$folder" "$@" >"$folder/log" 2>&1 &
+engine=$!
+while read -r _; do :; done
+kill "$engine"
+wait "$engine"
+find /sys/fs/cgroup -depth -type d -path "*/$(basename "$folder")*" -exec rmdir {} +
+rm -rf "$folder"
+"#;
+
+/// A running engine; ended when dropped.
+pub struct Engine {
+    /// Socket, data, log. The keeper removes it.
+    folder: PathBuf,
+    keeper: Child,
+    base: OnceLock<bool>,
+}
+
+impl Engine {
+    /// The engine of this process's tests. `None` where there can be none, which is said.
+    pub fn shared() -> Option<Arc<Self>> {
+        static SHARED: Mutex<Weak<Engine>> = Mutex::new(Weak::new());
+        if !is_root() {
+            skipped("only root can start a Docker engine");
+            return None;
+        }
+        let mut shared = SHARED.lock().unwrap();
+        if let Some(engine) = shared.upgrade() {
+            return Some(engine);
+        }
+        let found = ["dockerd", "docker", "unshare"].into_iter().all(|name| require(on_path(name), name));
+        if !found {
+            return None;
+        }
+        let engine = Arc::new(Self::start());
+        *shared = Arc::downgrade(&engine);
+        Some(engine)
+    }
+
+    fn start() -> Self {
+        // In /tmp, for the path of a socket has 108 bytes.
+        let folder = TempDir::with_prefix_in("nsbox-engine-", "/tmp").unwrap().keep();
+        let file = |name: &str| folder.join(name).display().to_string();
+        fs::write(folder.join("config.json"), "{}").unwrap();
+        fs::create_dir(folder.join("data")).unwrap();
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh", &folder.display().to_string()]);
+        keeper.args([
+            "dockerd",
+            "--host",
+            &format!("unix://{}", file("socket")),
+            "--config-file",
+            &file("config.json"),
+        ]);
+        keeper.args(["--data-root", &file("data"), "--exec-root", &file("exec"), "--pidfile", &file("pid")]);
+        let parent = format!("/{}", folder.file_name().unwrap().display());
+        keeper.args(["--cgroup-parent", &parent, "--exec-opt", "native.cgroupdriver=cgroupfs"]);
+        keeper.args(["--bridge=none", "--iptables=false", "--ip-forward=false"]);
+        // A group of its own: an interrupt at the terminal is for the tests alone, and their end is the engine's.
+        let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn().unwrap();
+        let engine = Self { folder, keeper, base: OnceLock::new() };
+        let deadline = Instant::now() + PATIENCE;
+        while !engine.docker(["version"]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "dockerd does not answer: {}", engine.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        engine
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+
+    /// What it said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// `docker ARGS` of this engine.
+    pub fn docker<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new("docker");
+        command.env("DOCKER_HOST", format!("unix://{}", self.socket().display())).env("DOCKER_CONFIG", &self.folder);
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Imports a tarball of a root file system as the image `name`.
+    #[track_caller]
+    pub fn import(&self, tarball: &Path, name: &str) {
+        let output = self.docker(["import", &tarball.display().to_string(), name]).output().unwrap();
+        assert!(output.status.success(), "docker import: {output:?}");
+    }
+
+    /// Imports the base image, once; `false` where there is none, which is said.
+    #[must_use]
+    pub fn has_base(&self) -> bool {
+        *self.base.get_or_init(|| {
+            let tarball = base_tarball();
+            if let Some(tarball) = &tarball {
+                self.import(tarball, BASE);
+            }
+            tarball.is_some()
+        })
+    }
+
+    /// Runs a command in a throw-away container of the base image, with these flags of `docker run`.
+    pub fn run(&self, flags: &[&str], command: &[&str]) -> Output {
+        let args = [&["run", "--rm", "--network=none"], flags, &[BASE], command].concat();
+        self.docker(args).output().unwrap()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        self.keeper.wait().unwrap();
+        assert!(!self.folder.exists() || std::thread::panicking(), "{} is left", self.folder.display());
+    }
+}
+
+/// A tarball of Debian's (or Ubuntu's) smallest variant with its Python, of this machine's own release, so that the
+/// machine's programs run in it. Made once and kept under `target`; `None` where it cannot be made, which is said.
+pub fn base_tarball() -> Option<PathBuf> {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    if !require(suite.is_some() && on_path("mmdebstrap"), "mmdebstrap, on Debian or Ubuntu") {
+        return None;
+    }
+    let suite = suite?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let tarball = folder.join(format!("base-{suite}.tar"));
+    // One suite makes it, the others wait.
+    let lock = File::create(folder.join("base.lock")).unwrap();
+    lock.lock().unwrap();
+    if !tarball.exists() {
+        let aside = folder.join("base-unfinished.tar");
+        let mut command = Command::new("mmdebstrap");
+        command.args(["--quiet", "--variant=minbase", "--include=python3"]);
+        for docs in ["doc", "man", "locale"] {
+            command.arg(format!("--dpkgopt=path-exclude=/usr/share/{docs}/*"));
+        }
+        let output = command.arg(suite).arg(&aside).stdin(Stdio::null()).output().unwrap();
+        let made = output.status.success();
+        if !require(made, &format!("way to make a base image: {}", String::from_utf8_lossy(&output.stderr))) {
+            return None;
+        }
+        fs::rename(aside, &tarball).unwrap();
+    }
+    Some(tarball)
+}
+
+fn on_path(program: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
+}
