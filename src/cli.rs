@@ -3,9 +3,11 @@
 mod check;
 mod config;
 mod doctor;
+mod loop_;
 mod run;
 mod seccomp;
 mod spec;
+mod stats;
 mod terminal;
 
 use std::borrow::Cow;
@@ -13,6 +15,9 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::event::Log;
 
 /// Exit status of a usage error, and of a sandbox that could not start.
 const USAGE: u8 = 125;
@@ -30,6 +35,8 @@ Examples:
   nsbox run strategy.py                          run a script with the host's Python
   nsbox run --input prices=GOOG.csv strategy.py  it reads /input/prices
   nsbox run --memory 512m --timeout 10s --json strategy.py
+  nsbox loop strategies/ --results results.jsonl run many, with a record of each
+  nsbox stats                                    what came of all runs
   nsbox check strategies/*.py                    the check alone
   nsbox doctor                                   what this machine allows";
 
@@ -37,10 +44,14 @@ Examples:
 enum Command {
     /// Runs one script: streams its output and mirrors its exit status
     Run(Box<run::Args>),
+    /// Runs strategies one after the other, with a record of each and statistics at the end
+    Loop(Box<loop_::Args>),
     /// Checks scripts against the policy without running them
     Check(check::Args),
     /// Tells what this machine allows, layer by layer, and what mends what it does not
     Doctor(Box<doctor::Args>),
+    /// Tells what came of the runs in an event log: counts, fallbacks, times of each stage, alerts
+    Stats(stats::Args),
     /// Shows the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -90,8 +101,10 @@ pub fn main() -> ExitCode {
     };
     let result = match args.command {
         Command::Run(args) => run::main(*args),
+        Command::Loop(args) => loop_::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Stats(args) => stats::main(&args),
         Command::Config(command) => config::main(&command),
         Command::Seccomp(command) => seccomp::main(&command),
         Command::Spec(args) => spec::main(&args),
@@ -116,6 +129,11 @@ fn complain(message: &str) {
     let message = if stderr.is_terminal() { terminal::visible(message).into() } else { Cow::Borrowed(message) };
     // Where stderr is gone nobody reads it.
     writeln!(stderr, "nsbox: {message}").ok();
+}
+
+/// The event log of this configuration, which warns of what it cannot do.
+fn event_log(config: &Config) -> Log {
+    Log::configured(config).on_failure(|error| complain(&format!("warning: {}", crate::sandbox::chain(error))))
 }
 
 /// The manual page of the command and of each subcommand, one after the other.

@@ -23,6 +23,9 @@ pub use resolve::{Origin, Resolved, Resolver};
 pub use unit::{UnitError, parse_count, parse_duration, parse_size};
 pub(crate) use unit::{duration_text, size_text};
 
+/// The most rotated files of the event log that are ever kept, so the most that are looked for.
+pub(crate) const MOST_LOGS_KEPT: u32 = 999;
+
 /// The built-in configuration as a file with a comment on every key; [`Config::default`] is what it says.
 pub const DEFAULT_YAML: &str = include_str!("../config/default.yaml");
 
@@ -61,6 +64,10 @@ pub struct Config {
     pub preload: Vec<String>,
     /// The event log; `None` writes none.
     pub event_log: Option<PathBuf>,
+    /// The size of the event log's file, in bytes, at which it is rotated; `None` never is.
+    pub event_log_max: Option<u64>,
+    /// How many rotated files of the event log are kept.
+    pub event_log_keep: u32,
     /// The old system's Docker block.
     pub docker: Docker,
     /// When statistics over runs raise an alert.
@@ -145,6 +152,8 @@ impl Default for Config {
             warm: true,
             preload: vec!["pandas".to_owned(), "numpy".to_owned()],
             event_log: Some(PathBuf::from("logs/sandbox_execution.json.log")),
+            event_log_max: Some(64 << 20),
+            event_log_keep: 8,
             docker: Docker::default(),
             alerts: Alerts::default(),
         }

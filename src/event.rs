@@ -3,6 +3,7 @@
 //! Last stage of a run; the router, the pool and the command write to it, `nsbox stats` reads it.
 
 mod log;
+mod rotate;
 
 use std::borrow::Cow;
 
@@ -13,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::outcome::{Backend, Verdict};
 
 pub use log::{Error, Log};
+pub(crate) use rotate::{is_at, open_all};
 
 /// How grave an event is; the names are those of Python's `logging`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -87,6 +89,13 @@ impl EventType {
             Self::DockerCleanup | Self::PoolRecycled => Level::Debug,
             _ => Level::Info,
         }
+    }
+
+    /// Whether it can be the one event that closes a run, which has the outcome's id, verdict and `timings`. What else is
+    /// said of a run never is; an attempt that another backend takes over from has no `timings`.
+    #[must_use]
+    pub fn closes_run(self) -> bool {
+        !matches!(self, Self::LimitExceeded | Self::Violation | Self::FallbackToDirect)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The modules stand in the order in which a run goes through them: a [`config`] says what is allowed, the [`check`]
 //! reads the source, the [`image`] is what the guest will see, the [`sandbox`] holds it, the [`outcome`] says how it
-//! ended and the [`event`] log keeps one line of it.
+//! ended and the [`event`] log keeps one line of it. The [`router`] is what most callers want; [`batch`] runs many scripts through it,
+//! and [`stats`] counts what came of them.
 //!
 //! ```
 //! use nsbox::config::Config;
@@ -24,6 +25,7 @@
 //! A [`sandbox::Sandbox`] serves any number of runs, from any number of threads. Whatever happens to a run is an
 //! [`outcome::Outcome`]; only what all runs share can fail to be made.
 
+pub mod batch;
 pub mod check;
 pub mod cli;
 pub mod config;
@@ -33,4 +35,5 @@ pub mod image;
 pub mod outcome;
 pub mod router;
 pub mod sandbox;
+pub mod stats;
 mod sys;

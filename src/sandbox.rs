@@ -246,7 +246,7 @@ impl Sandbox {
     fn execute(&self, script: Script, watch: Watch<'_>, check: bool, nest: Option<Nest>) -> Result<Outcome, Error> {
         let mut account = Account::begin(self);
         let setup_deadline = Instant::now() + self.config.limits.setup_timeout;
-        let Script { name: shown, source, args, inputs, stdin, artifacts } = script;
+        let Script { name: shown, source, args, inputs, stdin, artifacts, iteration: _ } = script;
         let nest = match nest {
             Some(nest) => nest,
             None => Nest::make(&self.ground, self.ground.cgroup(&self.config)?, NAMESPACES, None)?,

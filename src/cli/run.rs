@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::terminal::Output;
-use super::{Failure, complain};
+use super::{Failure, complain, event_log};
 use crate::config::{Resolved, Resolver};
-use crate::event::Log;
 use crate::outcome::{Outcome, Verdict};
 use crate::router::Router;
 use crate::sandbox::{Cancel, Script, Stdin, Stream, Watch};
+use crate::stats::word;
 
 /// Signals that end the guest before they end nsbox.
 const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -89,6 +89,11 @@ pub(super) struct Options {
 }
 
 impl Options {
+    /// No option but the configuration file.
+    pub(super) fn of_file(config: Option<PathBuf>) -> Self {
+        Self { config, ..Self::default() }
+    }
+
     /// The configuration: built-in < file < environment < these.
     pub(super) fn resolve(&self) -> Result<Resolved, Failure> {
         let mut resolver = Resolver::new().env(std::env::vars_os());
@@ -154,21 +159,37 @@ pub(super) struct Given {
 
 impl Given {
     /// The script with it.
-    pub(super) fn give(&self, mut script: Script) -> Result<Script, Failure> {
-        for input in &self.input {
-            let (name, path) = input.split_once('=').ok_or_else(|| Failure {
+    pub(super) fn give(&self, script: Script) -> Result<Script, Failure> {
+        Ok(self.give_inputs(script, &self.inputs()?, self.output.clone()))
+    }
+
+    /// The script of a loop's iteration with it: what it leaves in /output has a folder of its own.
+    pub(super) fn give_iteration(&self, script: Script, inputs: &[(&str, &str)], iteration: u64) -> Script {
+        self.give_inputs(script, inputs, self.output.as_ref().map(|folder| folder.join(iteration.to_string())))
+    }
+
+    /// The inputs, by name and path.
+    pub(super) fn inputs(&self) -> Result<Vec<(&str, &str)>, Failure> {
+        fn split(input: &String) -> Result<(&str, &str), Failure> {
+            input.split_once('=').ok_or_else(|| Failure {
                 status: super::USAGE,
                 message: format!("--input {input}: expected NAME=PATH, as in prices=GOOG.csv"),
-            })?;
-            script = script.input(name, path);
+            })
+        }
+        self.input.iter().map(split).collect()
+    }
+
+    fn give_inputs(&self, mut script: Script, inputs: &[(&str, &str)], artifacts: Option<PathBuf>) -> Script {
+        for (name, path) in inputs {
+            script = script.input(*name, *path);
         }
         for arg in &self.arg {
             script = script.arg(arg);
         }
-        Ok(match &self.output {
+        match artifacts {
             Some(folder) => script.artifacts(folder),
             None => script,
-        })
+        }
     }
 }
 
@@ -212,11 +233,8 @@ pub(super) fn main(args: Args) -> Result<u8, Failure> {
     let resolved = args.options.resolve()?;
     let script = script(&args)?;
     let cancel = Cancel::new()?;
-    for signal in SIGNALS {
-        signal_hook::low_level::pipe::register(signal, cancel.trigger()?)?;
-    }
-    let log = resolved.config.event_log.as_ref().map_or_else(Log::off, Log::open);
-    let log = log.on_failure(|error| complain(&format!("warning: {}", crate::sandbox::chain(error))));
+    end_by_signal(&cancel)?;
+    let log = event_log(&resolved.config);
     let mut output = (!args.json).then(Output::new);
     let mut sink = |stream: Stream, bytes: &[u8]| {
         if let Some(output) = &mut output {
@@ -237,6 +255,14 @@ pub(super) fn main(args: Args) -> Result<u8, Failure> {
         report(&outcome, args.json, args.verbose);
     }
     Ok(u8::try_from(outcome.exit_status()).unwrap_or(u8::MAX))
+}
+
+/// Lets a signal end the guests first.
+pub(super) fn end_by_signal(cancel: &Cancel) -> io::Result<()> {
+    for signal in SIGNALS {
+        signal_hook::low_level::pipe::register(signal, cancel.trigger()?)?;
+    }
+    Ok(())
 }
 
 /// The script with all that it is given.
@@ -269,7 +295,7 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
         return;
     }
     if !tells_itself {
-        let verdict = verdict_word(outcome.verdict);
+        let verdict = word(&outcome.verdict);
         complain(&format!("{verdict}: {}", outcome.message));
     } else if verbose && !outcome.message.is_empty() {
         complain(&outcome.message);
@@ -289,16 +315,11 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
         let timings = outcome.timings;
         complain(&format!(
             "{}: {:.1} ms (check {:.1}, set-up {:.1}, teardown {:.1}), peak memory {memory}",
-            verdict_word(outcome.verdict),
+            word(&outcome.verdict),
             timings.run_ms,
             timings.check_ms,
             timings.setup_ms,
             timings.teardown_ms
         ));
     }
-}
-
-/// The verdict as JSON spells it.
-fn verdict_word(verdict: Verdict) -> String {
-    serde_json::to_value(verdict).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::render::word;
 use super::unit::{duration_text, size_text};
-use super::{BackendChoice, Config};
+use super::{BackendChoice, Config, MOST_LOGS_KEPT};
 use crate::outcome::{Backend, Verdict};
 
 mod input;
@@ -228,6 +228,19 @@ pub(super) static KEYS: &[Key] = &[
         "the path of a file, such as `logs/sandbox_execution.json.log`, or `none`",
         |c, v| set(&mut c.event_log, v.or_none(Input::path)),
         |c| place(c.event_log.as_deref()),
+    ),
+    Key::new(
+        "event_log_max",
+        "a size of at least 64k with a unit, such as `64m`, or `none`",
+        // Below it, files would come and go with every few lines.
+        |c, v| set(&mut c.event_log_max, v.or_none(|v| v.size(64 << 10..=MOST))),
+        |c| c.event_log_max.map_or(Json::Null, |max| json!(size_text(max))),
+    ),
+    Key::new(
+        "event_log_keep",
+        "a count from 1 to 999, such as `8`",
+        |c, v| set(&mut c.event_log_keep, v.count(1..=u64::from(MOST_LOGS_KEPT))),
+        |c| json!(c.event_log_keep),
     ),
     Key::new(
         "docker.image",

@@ -5,16 +5,23 @@
 //! That is why there is no `flock(2)`: it would add nothing to this, and one stopped process that holds it would stop every
 //! run. (NFS has no atomic append; there a log belongs to one machine.) What a lock could not mend either is a disk that fills up
 //! in the middle of a line: the cut line is ended with a newline before the next one, so that it spoils no other.
+//!
+//! Before each line the log looks whether its path still leads to the file that it has open, so a log that was rotated, by
+//! another process or another program, or removed, goes on in a new file.
 
-use std::fs::{File, OpenOptions, create_dir_all};
+use std::fs::{self, File, OpenOptions, create_dir_all};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 use super::Event;
+use super::rotate::{Rotation, is_at};
+use crate::config::{Config, MOST_LOGS_KEPT};
 
 /// Why a line is not in the log.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +45,18 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The full file could not be put aside. No line is lost by that.
+    #[error(
+        "failed to rotate the event log {}, so it grows beyond `event_log_max`; let nsbox rename files in its folder, \
+         or choose another with `event_log`", path.display()
+    )]
+    Rotate {
+        /// The log.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Error {
@@ -47,6 +66,7 @@ impl Error {
         match self {
             Self::Open { .. } => "event.open",
             Self::Write { .. } => "event.write",
+            Self::Rotate { .. } => "event.rotate",
         }
     }
 }
@@ -54,7 +74,10 @@ impl Error {
 /// A file that was last written to longer ago is not being written to.
 const AT_REST: Duration = Duration::from_secs(1);
 
-/// What is told of the first line that is lost.
+/// How often a line is written again because its file was removed meanwhile; each time, `event_log_keep` files have been filled.
+const TRIES: usize = 3;
+
+/// What is told of the first failure.
 type OnFailure = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// An event log. Writing to it never fails and never stops a run: the first failure is told to
@@ -65,7 +88,7 @@ type OnFailure = Box<dyn Fn(&Error) + Send + Sync>;
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let path = folder.path().join("logs/events.json.log");
-/// let log = Log::open(&path).on_failure(|error| eprintln!("warning: {error}"));
+/// let log = Log::open(&path).rotate(64 << 20, 8).on_failure(|error| eprintln!("warning: {error}"));
 /// log.write(&Event::new(EventType::SandboxModeEnabled, "the sandbox is on"));
 /// assert_eq!(std::fs::read_to_string(&path)?.lines().count(), 1);
 /// # Ok::<(), std::io::Error>(())
@@ -73,11 +96,13 @@ type OnFailure = Box<dyn Fn(&Error) + Send + Sync>;
 pub struct Log {
     /// None writes nothing.
     path: Option<PathBuf>,
-    file: OnceLock<File>,
-    /// Whether the file ends within a line.
-    cut: AtomicBool,
+    rotation: Option<Rotation>,
+    /// The file that lines go to now.
+    current: Mutex<Option<Arc<Current>>>,
     lost: AtomicU64,
     told: AtomicBool,
+    /// Whether a rotation has failed; then none is tried again.
+    stuck: AtomicBool,
     on_failure: Option<OnFailure>,
 }
 
@@ -94,18 +119,36 @@ impl Log {
         Self::new(None)
     }
 
+    /// The log that a configuration asks for: its `event_log`, `event_log_max` and `event_log_keep`.
+    #[must_use]
+    pub fn configured(config: &Config) -> Self {
+        let log = config.event_log.as_ref().map_or_else(Self::off, Self::open);
+        match config.event_log_max {
+            Some(max) => log.rotate(max, config.event_log_keep),
+            None => log,
+        }
+    }
+
     fn new(path: Option<PathBuf>) -> Self {
         Self {
             path,
-            file: OnceLock::new(),
-            cut: AtomicBool::new(false),
+            rotation: None,
+            current: Mutex::new(None),
             lost: AtomicU64::new(0),
             told: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
             on_failure: None,
         }
     }
 
-    /// Calls `tell` once, at the first line that is lost.
+    /// Puts a file aside, as `LOG.1`, before it would grow beyond `max` bytes, and keeps `keep` of those, 1 to 999.
+    #[must_use]
+    pub fn rotate(mut self, max: u64, keep: u32) -> Self {
+        self.rotation = Some(Rotation { max, keep: keep.clamp(1, MOST_LOGS_KEPT) });
+        self
+    }
+
+    /// Calls `tell` at the first line that is lost, and at a rotation that failed: once for each.
     #[must_use]
     pub fn on_failure(mut self, tell: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         self.on_failure = Some(Box::new(tell));
@@ -129,40 +172,102 @@ impl Log {
         let Some(path) = &self.path else { return };
         if let Err(error) = self.append(path, event) {
             self.lost.fetch_add(1, Ordering::Relaxed);
-            if !self.told.swap(true, Ordering::Relaxed)
-                && let Some(tell) = &self.on_failure
-            {
-                tell(&error);
-            }
+            self.tell(&self.told, &error);
+        }
+    }
+
+    fn tell(&self, told: &AtomicBool, error: &Error) {
+        if !told.swap(true, Ordering::Relaxed)
+            && let Some(tell) = &self.on_failure
+        {
+            tell(error);
         }
     }
 
     fn append(&self, path: &Path, event: &Event) -> Result<(), Error> {
-        let file = self.file(path).map_err(|source| Error::Open { path: path.to_path_buf(), source })?;
         let failed = |source| Error::Write { path: path.to_path_buf(), source };
+        // The newline before it is written where the file ends within a line.
         let mut line = Vec::with_capacity(512);
-        if self.cut.load(Ordering::Relaxed) {
-            line.push(b'\n');
-        }
+        line.push(b'\n');
         serde_json::to_writer(&mut line, event).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
-        let written = write_once(file, &line).map_err(failed)?;
+        for _ in 0..TRIES {
+            let current = self.current(path, line.len()).map_err(|source| Error::Open { path: path.into(), source })?;
+            current.append(&line).map_err(failed)?;
+            if !current.is_removed(path) {
+                return Ok(());
+            }
+        }
+        Err(failed(io::Error::other("each file was removed as soon as the line was in it")))
+    }
+
+    /// The file that a line of this length goes to, rotated and opened where it must be.
+    fn current(&self, path: &Path, line: usize) -> io::Result<Arc<Current>> {
+        let mut slot = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rotation) = self.rotation
+            && !self.stuck.load(Ordering::Relaxed)
+            && fs::metadata(path).is_ok_and(|about| rotation.is_due(&about, line))
+            && let Err(source) = rotation.rotate(path, line)
+        {
+            self.tell(&self.stuck, &Error::Rotate { path: path.to_path_buf(), source });
+        }
+        if let Some(current) = &*slot
+            // A path that cannot be looked at any more is no reason to leave a file that is open.
+            && is_at(&current.about, path).unwrap_or(true)
+        {
+            return Ok(Arc::clone(current));
+        }
+        Ok(Arc::clone(slot.insert(Arc::new(Current::open(path)?))))
+    }
+}
+
+/// A file of the log.
+struct Current {
+    file: File,
+    /// What it was when it was opened; which it is.
+    about: fs::Metadata,
+    /// Whether it ends within a line.
+    cut: AtomicBool,
+}
+
+impl Current {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = open(path)?;
+        let about = file.metadata()?;
+        let cut = AtomicBool::new(ends_cut(&file, &about));
+        Ok(Self { file, about, cut })
+    }
+
+    /// Writes a line, which begins and ends with a newline.
+    fn append(&self, line: &[u8]) -> io::Result<()> {
+        let line = if self.cut.load(Ordering::Relaxed) { line } else { &line[1..] };
+        self.refuse_signal(line.len())?;
+        let written = write_once(&self.file, line)?;
         self.cut.store(written < line.len(), Ordering::Relaxed);
         if written == line.len() {
             return Ok(());
         }
         // What is missing is not sent after: other processes may have written since, and it would stand in their midst.
-        Err(failed(io::Error::new(ErrorKind::WriteZero, format!("{written} of {} bytes were taken", line.len()))))
+        Err(io::Error::new(ErrorKind::WriteZero, format!("{written} of {} bytes were taken", line.len())))
     }
 
-    fn file(&self, path: &Path) -> io::Result<&File> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
+    /// Fails where write(2) would do more than fail: beyond RLIMIT_FSIZE it sends SIGXFSZ, of which this process would die.
+    fn refuse_signal(&self, line: usize) -> io::Result<()> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+        if limit == RLIM_INFINITY {
+            return Ok(());
         }
-        let file = open(path)?;
-        self.cut.store(ends_cut(&file), Ordering::Relaxed);
-        // Of two threads that come here at once, one's file is kept and the other's closed.
-        Ok(self.file.get_or_init(|| file))
+        let about = self.file.metadata()?;
+        if about.is_file() && about.len().saturating_add(line as u64) > limit {
+            return Err(io::Error::new(ErrorKind::FileTooLarge, "the limit of file sizes is reached (ulimit -f)"));
+        }
+        Ok(())
+    }
+
+    /// Whether nobody will ever read what was written: the file has lost its last name.
+    fn is_removed(&self, path: &Path) -> bool {
+        self.file.metadata().is_ok_and(|now| now.is_file() && now.nlink() == 0)
+            && is_at(&self.about, path).is_ok_and(|there| !there)
     }
 }
 
@@ -172,7 +277,8 @@ impl std::fmt::Debug for Log {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a log for appending; the file and its folders are made where they are missing.
+pub(super) fn open(path: &Path) -> io::Result<File> {
     let open = |readable| {
         // A FIFO that nobody reads must not block the run: with O_NONBLOCK it is an error; to a file it means nothing.
         OpenOptions::new().read(readable).append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)
@@ -191,8 +297,7 @@ fn open(path: &Path) -> io::Result<File> {
 /// Whether a file ends within a line that nobody will finish.
 ///
 /// The size grows while a `write(2)` goes on, so the last byte of a file at rest alone tells; a write sets the time as it begins.
-fn ends_cut(file: &File) -> bool {
-    let Ok(about) = file.metadata() else { return false };
+fn ends_cut(file: &File, about: &fs::Metadata) -> bool {
     let at_rest = about.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > AT_REST));
     let mut last = [b'\n'];
     about.is_file()
@@ -208,166 +313,5 @@ fn write_once(mut file: &File, line: &[u8]) -> io::Result<usize> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             other => return other,
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::process::{Child, Command, Stdio};
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::event::EventType;
-
-    const LOG: &str = "NSBOX_TEST_LOG";
-    const NUMBER: &str = "NSBOX_TEST_NUMBER";
-    const LINES: usize = 100;
-
-    fn event(who: usize, line: usize) -> Event {
-        // Every tenth line is longer than a pipe or a page would take at once.
-        let filler = if line.is_multiple_of(10) { 300_000 } else { 50 + line };
-        Event::new(EventType::ExecutionModeSelected, "m")
-            .fact("who", who)
-            .fact("line", line)
-            .fact("filler", who.to_string().repeat(filler))
-    }
-
-    fn append_all(log: &Log, who: usize) {
-        for line in 0..LINES {
-            log.write(&event(who, line));
-        }
-    }
-
-    /// Each writer's lines are all there, whole and in its order.
-    fn assert_whole(path: &Path, writers: usize) {
-        let text = std::fs::read_to_string(path).unwrap();
-        let mut next = vec![0; writers];
-        for line in text.lines() {
-            let read: Event = serde_json::from_str(line).unwrap();
-            let figure = |name: &str| usize::try_from(read.facts[name].as_u64().unwrap()).unwrap();
-            let (who, number) = (figure("who"), figure("line"));
-            assert_eq!(number, next[who], "lines of writer {who}");
-            assert_eq!(read.facts, event(who, number).facts);
-            next[who] += 1;
-        }
-        assert_eq!(next, vec![LINES; writers]);
-    }
-
-    fn child(path: &Path, number: usize, limit: &str) -> Child {
-        Command::new("sh")
-            .args(["-c", &format!("{limit} exec \"$@\""), "sh"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "event::log::tests::child_appends", "--ignored"])
-            .env(LOG, path)
-            .env(NUMBER, number.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    #[test]
-    #[ignore = "the child process of the tests below"]
-    fn child_appends() {
-        let log = Log::open(std::env::var_os(LOG).unwrap());
-        append_all(&log, std::env::var(NUMBER).unwrap().parse().unwrap());
-        assert_eq!(log.lost(), 0);
-    }
-
-    #[test]
-    fn log_of_16_processes_has_every_line_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b/events.log");
-        let children: Vec<Child> = (0..16).map(|number| child(&path, number, "")).collect();
-        for mut child in children {
-            assert!(child.wait().unwrap().success());
-        }
-        assert_whole(&path, 16);
-    }
-
-    #[test]
-    fn log_of_16_threads_has_every_line_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path().join("a/events.log"));
-        std::thread::scope(|scope| {
-            for who in 0..16 {
-                let log = &log;
-                scope.spawn(move || append_all(log, who));
-            }
-        });
-        assert_eq!(log.lost(), 0);
-        assert_whole(log.path().unwrap(), 16);
-    }
-
-    #[test]
-    fn line_cut_by_a_limit_spoils_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("events.log");
-        // The file may not grow beyond a few hundred bytes: the child's first, long line is cut, its others are lost.
-        let status = child(&path, 3, "trap '' XFSZ; ulimit -f 1;").wait().unwrap();
-        assert!(!status.success(), "the child has lost lines");
-        assert!(!std::fs::read(&path).unwrap().ends_with(b"\n"), "the last line is cut");
-        let long_ago = std::time::SystemTime::now() - 2 * AT_REST;
-        File::options().append(true).open(&path).unwrap().set_modified(long_ago).unwrap();
-
-        let log = Log::open(&path);
-        log.write(&event(1, 1));
-        log.write(&event(1, 2));
-        let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<_> = text.lines().map(serde_json::from_str::<Event>).collect();
-        assert_eq!(lines.len(), 3);
-        assert!(lines[0].is_err());
-        assert!(lines[1].is_ok() && lines[2].is_ok());
-    }
-
-    fn told() -> (Arc<AtomicU64>, impl Fn(&Error) + Send + Sync + 'static) {
-        let times = Arc::new(AtomicU64::new(0));
-        let inner = Arc::clone(&times);
-        (times, move |_: &Error| _ = inner.fetch_add(1, Ordering::Relaxed))
-    }
-
-    #[test]
-    fn full_disk_is_told_once_and_counted() {
-        let (times, tell) = told();
-        let log = Log::open("/dev/full").on_failure(tell);
-        append_all(&log, 0);
-        assert_eq!((times.load(Ordering::Relaxed), log.lost()), (1, LINES as u64));
-    }
-
-    #[test]
-    fn log_that_cannot_be_opened_is_told_once_and_tried_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let parent = folder.path().join("file");
-        std::fs::write(&parent, "not a folder").unwrap();
-        let (times, tell) = told();
-        let log = Log::open(parent.join("events.log")).on_failure(tell);
-        log.write(&event(0, 1));
-        log.write(&event(0, 2));
-        assert_eq!((times.load(Ordering::Relaxed), log.lost()), (1, 2));
-
-        std::fs::remove_file(&parent).unwrap();
-        log.write(&event(0, 3));
-        assert_eq!(log.lost(), 2);
-        assert_eq!(std::fs::read_to_string(log.path().unwrap()).unwrap().lines().count(), 1);
-    }
-
-    #[test]
-    fn fifo_without_a_reader_never_blocks() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("fifo");
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IWUSR).unwrap();
-        let log = Log::open(&path);
-        // Opened for reading too, the FIFO has a reader: this very process. Its buffer fills up, then lines are lost.
-        for line in 0..100 {
-            log.write(&event(0, line));
-        }
-        assert!(log.lost() > 0);
-    }
-
-    #[test]
-    fn log_that_is_off_keeps_nothing() {
-        let log = Log::off();
-        log.write(&event(0, 0));
-        assert_eq!((log.path(), log.lost()), (None, 0));
     }
 }

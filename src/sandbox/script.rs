@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::supervise::Stream;
 
@@ -18,6 +19,7 @@ pub struct Script {
     pub(super) inputs: Vec<(String, PathBuf)>,
     pub(super) stdin: Stdin,
     pub(super) artifacts: Option<PathBuf>,
+    pub(crate) iteration: Option<u64>,
 }
 
 /// The guest's standard input.
@@ -76,6 +78,13 @@ impl Script {
         self
     }
 
+    /// The iteration of a loop that this run is: `iteration_num` of its events.
+    #[must_use]
+    pub fn iteration(mut self, number: u64) -> Self {
+        self.iteration = Some(number);
+        self
+    }
+
     /// What the script reads from its standard input.
     #[must_use]
     pub fn stdin(mut self, stdin: Stdin) -> Self {
@@ -103,6 +112,13 @@ impl Cancel {
     pub fn cancel(&self) {
         // The only failure is a pipe that is full: cancelled already.
         (&self.0.1).write_all(&[1]).ok();
+    }
+
+    /// Whether anybody has.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        let mut watched = [PollFd::new(self.descriptor(), PollFlags::POLLIN)];
+        matches!(poll(&mut watched, PollTimeout::ZERO), Ok(1))
     }
 
     /// A descriptor that cancels when a byte is written to it: for a signal handler, which may do little else.

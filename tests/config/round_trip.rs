@@ -53,31 +53,36 @@ fn any_config() -> impl Strategy<Value = Config> {
     let env = proptest::collection::btree_map("[A-Za-z_][A-Za-z0-9_]{0,4}", text(), 0..4);
     let preload = proptest::collection::vec(r"[a-z_]{1,6}(\.[a-z]{1,4})?", 0..3);
     let alerts = (0.0..=1.0, millis()).prop_map(|(fallback_rate, p95)| Alerts { fallback_rate, p95 });
+    let rotation = (proptest::option::of(64_u64 << 10..=i64::MAX as u64), 1_u32..=999);
     let flags = any::<(bool, bool, bool, bool)>();
     (
         (words(), flags, name(), name(), (path(), path(), path())),
-        (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, text(), alerts),
+        (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, text(), alerts, rotation),
     )
-        .prop_map(|((words, flags, image, seccomp, paths), (limits, env, seed, preload, docker, alerts))| Config {
-            enabled: flags.0,
-            backend: words.2,
-            fallback: words.0,
-            fallback_on: words.1,
-            image,
-            python: paths.0.map(PathBuf::from),
-            check: flags.1,
-            policy: paths.1.map(PathBuf::from),
-            seccomp,
-            allow_degraded: flags.2,
-            limits,
-            env,
-            seed,
-            warm: flags.3,
-            preload,
-            event_log: paths.2.map(PathBuf::from),
-            docker: Docker { image: docker },
-            alerts,
-        })
+        .prop_map(
+            |((words, flags, image, seccomp, paths), (limits, env, seed, preload, docker, alerts, rotation))| Config {
+                enabled: flags.0,
+                backend: words.2,
+                fallback: words.0,
+                fallback_on: words.1,
+                image,
+                python: paths.0.map(PathBuf::from),
+                check: flags.1,
+                policy: paths.1.map(PathBuf::from),
+                seccomp,
+                allow_degraded: flags.2,
+                limits,
+                env,
+                seed,
+                warm: flags.3,
+                preload,
+                event_log: paths.2.map(PathBuf::from),
+                event_log_max: rotation.0,
+                event_log_keep: rotation.1,
+                docker: Docker { image: docker },
+                alerts,
+            },
+        )
 }
 
 proptest! {
