@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::supervise::Stream;
 
@@ -103,6 +104,12 @@ impl Cancel {
     pub fn cancel(&self) {
         // The only failure is a pipe that is full: cancelled already.
         (&self.0.1).write_all(&[1]).ok();
+    }
+
+    /// Whether somebody has.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        let mut set = [PollFd::new(self.descriptor(), PollFlags::POLLIN)];
+        poll(&mut set, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
     /// A descriptor that cancels when a byte is written to it: for a signal handler, which may do little else.
