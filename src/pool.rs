@@ -76,8 +76,10 @@ struct Shared {
     sandbox: Sandbox,
     settings: Builder,
     state: Mutex<State>,
-    /// For makers and keepers: something is to be done.
+    /// For makers: a slot is to be made or ended.
     work: Condvar,
+    /// For the keeper: a zygote is to be started, or none ever again.
+    succession: Condvar,
     /// For runs: a slot is ready, or never will be.
     ready: Condvar,
     jobs: submit::Jobs,
@@ -131,6 +133,13 @@ impl State {
     /// Slots that take memory and processes, of whatever state.
     fn alive(&self) -> usize {
         self.slots.len() + self.used.len() + self.making + self.running + self.ending
+    }
+
+    /// A slot that is ready, of a zygote that has a successor; one at a time, while the others serve.
+    fn outdated(&mut self) -> Option<Slot> {
+        let current = Arc::clone(&self.zygote.as_ref()?.zygote);
+        let is_old = self.making == 0 && self.slots.front().is_some_and(|slot| !slot.is_of(&current));
+        if is_old { self.slots.pop_front() } else { None }
     }
 }
 
@@ -324,7 +333,7 @@ impl Shared {
         let mut state = self.lock();
         if state.zygote.as_ref().is_some_and(|current| current.since.elapsed() > self.settings.suspicion) {
             state.rotate = true;
-            self.work.notify_all();
+            self.succession.notify_one();
         }
     }
 
@@ -348,6 +357,7 @@ impl Drop for Pool {
         state.zygote = None;
         drop(state);
         self.shared.work.notify_all();
+        self.shared.succession.notify_one();
         self.shared.ready.notify_all();
         for thread in self.threads.drain(..) {
             // A thread that panicked has nothing left to end.

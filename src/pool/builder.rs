@@ -132,6 +132,7 @@ impl Builder {
             settings: self,
             state: Mutex::new(State::default()),
             work: Condvar::new(),
+            succession: Condvar::new(),
             ready: Condvar::new(),
             jobs: submit::Jobs::default(),
         });

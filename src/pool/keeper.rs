@@ -86,6 +86,7 @@ impl Shared {
             state.used.extend(dead);
             drop(state);
             self.work.notify_all();
+            self.succession.notify_one();
         }
     }
 
@@ -101,7 +102,7 @@ impl Shared {
             }
             let died = state.zygote.is_none();
             if !died && !state.rotate {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.succession.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             state.rotate = false;

@@ -34,12 +34,16 @@ impl Shared {
                 return;
             }
             let wanted = state.slots.len() + state.making < self.settings.slots && state.alive() < self.settings.most;
+            if !wanted && let Some(old) = state.outdated() {
+                state.used.push(old);
+                continue;
+            }
             match &mut state.zygote {
                 Some(current) if wanted => {
                     current.made += 1;
                     if current.made >= self.settings.rotate_after {
                         state.rotate = true;
-                        self.work.notify_all();
+                        self.succession.notify_one();
                     }
                 }
                 _ => {

@@ -45,7 +45,8 @@ pub(crate) enum Arg<'a> {
 pub(crate) struct Plan {
     ops: Vec<Op>,
     steps: Vec<Cow<'static, str>>,
-    setup: usize,
+    /// Where the guest's part begins, if there is one.
+    guest: Option<usize>,
     relocations: Vec<u32>,
     data: Vec<u8>,
     registers: u8,
@@ -159,7 +160,7 @@ impl Plan {
 
     /// Everything planned so far is init's own; what follows is done by the guest's process.
     pub(crate) fn begin_guest(&mut self) {
-        self.setup = self.ops.len();
+        self.guest = Some(self.ops.len());
     }
 
     /// Places bytes, aligned for any structure.
@@ -201,12 +202,13 @@ impl Plan {
 
     /// The message that its executor reads, and the descriptors that go with it. `supervisor` is a pidfd of this process.
     pub(crate) fn encode(&mut self, supervisor: RawFd) -> Result<(Vec<u8>, &[RawFd]), TooLong> {
+        let setup = self.guest.unwrap_or(self.ops.len());
         let supervisor = self.pass(supervisor);
         let control = self.slot.map_or(narrow(CONTROL_REGISTER), |slot| self.pass(slot.control));
         let header = Header {
             magic: MAGIC,
-            setup: narrow(self.setup),
-            guest: narrow(self.ops.len() - self.setup),
+            setup: narrow(setup),
+            guest: narrow(self.ops.len() - setup),
             relocations: narrow(self.relocations.len()),
             data: narrow(self.data.len()),
             supervisor,

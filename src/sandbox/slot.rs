@@ -96,6 +96,11 @@ impl Slot {
         poll(&mut set, Some(Instant::now())).is_ok() && !set.iter().any(ready)
     }
 
+    /// Whether it is a fork of this zygote.
+    pub(crate) fn is_of(&self, zygote: &Arc<Zygote>) -> bool {
+        Arc::ptr_eq(&self.zygote, zygote)
+    }
+
     /// Gives it its request. Where that fails, nothing of the script has run.
     pub(crate) fn ask(&mut self, task: &Task) -> io::Result<()> {
         let mut nonce = Nonce::default();

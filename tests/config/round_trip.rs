@@ -56,28 +56,31 @@ fn any_config() -> impl Strategy<Value = Config> {
     let flags = any::<(bool, bool, bool, bool)>();
     (
         (words(), flags, name(), name(), (path(), path(), path())),
-        (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, text(), alerts),
+        (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, (text(), name()), alerts),
     )
-        .prop_map(|((words, flags, image, seccomp, paths), (limits, env, seed, preload, docker, alerts))| Config {
-            enabled: flags.0,
-            backend: words.2,
-            fallback: words.0,
-            fallback_on: words.1,
-            image,
-            python: paths.0.map(PathBuf::from),
-            check: flags.1,
-            policy: paths.1.map(PathBuf::from),
-            seccomp,
-            allow_degraded: flags.2,
-            limits,
-            env,
-            seed,
-            warm: flags.3,
-            preload,
-            event_log: paths.2.map(PathBuf::from),
-            docker: Docker { image: docker },
-            alerts,
-        })
+        .prop_map(
+            |((words, flags, image, seccomp, paths), (limits, env, seed, preload, (docker, warm_up), alerts))| Config {
+                enabled: flags.0,
+                backend: words.2,
+                fallback: words.0,
+                fallback_on: words.1,
+                image,
+                python: paths.0.map(PathBuf::from),
+                check: flags.1,
+                policy: paths.1.map(PathBuf::from),
+                seccomp,
+                allow_degraded: flags.2,
+                limits,
+                env,
+                seed,
+                warm: flags.3,
+                preload,
+                warm_up,
+                event_log: paths.2.map(PathBuf::from),
+                docker: Docker { image: docker },
+                alerts,
+            },
+        )
 }
 
 proptest! {

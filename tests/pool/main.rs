@@ -6,14 +6,18 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod isolation;
+mod lifecycle;
 mod verdicts;
 
 use nsbox::config::Resolver;
+use nsbox::outcome::Outcome;
 use nsbox::pool::{Builder, Pool};
+use nsbox::sandbox::Watch;
 
-/// A pool to be, without the check, with these keys of the configuration set, and with the suite's own store.
+/// A pool to be, without the check, with these keys of the configuration set.
 fn builder(keys: &[(&str, &str)]) -> Builder {
-    let resolver = Resolver::new().flag("check", "false", "--no-check").flag("preload", "json", "--preload");
+    let resolver = Resolver::new().flag("check", "false", "--no-check").flag("preload", "json,random", "--preload");
     let resolver = keys.iter().fold(resolver, |resolver, (key, value)| resolver.flag(*key, *value, *key));
     Pool::builder(resolver.resolve().unwrap().config)
 }
@@ -21,4 +25,9 @@ fn builder(keys: &[(&str, &str)]) -> Builder {
 /// The same, of two slots.
 fn pool(keys: &[(&str, &str)]) -> Pool {
     builder(keys).slots(2).build().unwrap()
+}
+
+/// Runs a script to its end.
+fn run(pool: &Pool, source: &str) -> Outcome {
+    pool.run(source, Watch::default())
 }
