@@ -1,4 +1,4 @@
-//! Prepares what the library embeds: the freestanding init (`src/sys/init/main.rs`), the built-in check policy as JSON
+//! Prepares what the library embeds: the freestanding init and the zygote's extension module (`src/sys/init`), the built-in check policy as JSON
 //! (YAML is for its readers, but costs a cold run more to parse than the check itself), and a name for the content of the
 //! guest's own Python, so that two versions of nsbox can share one store.
 
@@ -11,24 +11,43 @@ use std::{env, fs};
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     compile_init(&out.join("nsbox-init"))?;
+    compile_module(&out.join("nsbox-module.so"))?;
     convert_policy(&out.join("policy.json"))?;
     println!("cargo::rustc-env=GUEST_DIGEST={:016x}", guest_digest()?);
     Ok(())
 }
 
-fn compile_init(output: &Path) -> Result<(), Box<dyn Error>> {
-    println!("cargo::rerun-if-changed=src/sys/init/main.rs");
+/// Compiles one of the freestanding programs of `src/sys/init`.
+fn compile(source: &str, name: &str, kind: &str, arguments: &[&str], output: &Path) -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=src/sys/init");
     println!("cargo::rerun-if-changed=src/sys/program.rs");
     let status = Command::new(env::var_os("RUSTC").ok_or("RUSTC is not set")?)
-        .args(["src/sys/init/main.rs", "--crate-name", "nsbox_init", "--crate-type", "bin", "--edition", "2024"])
+        .args([source, "--crate-name", name, "--crate-type", kind, "--edition", "2024"])
         .args(["--target", &env::var("TARGET")?, "-o"])
         .arg(output)
-        .args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "relocation-model=static", "-C", "strip=symbols"])
-        .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles", "-C", "link-arg=-static"])
-        // One page of headers, no build id and no page alignment between segments: fewer pages to map at each start.
-        .args(["-C", "link-arg=-Wl,--build-id=none,-z,norelro,-z,noseparate-code", "-C", "linker=cc"])
+        .args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols", "-C", "linker=cc"])
+        .args(["-C", "link-arg=-nostdlib", "-C", "link-arg=-nostartfiles"])
+        .args(arguments.iter().flat_map(|argument| ["-C", argument]))
         .status()?;
-    if status.success() { Ok(()) } else { Err("nsbox-init does not compile".into()) }
+    if status.success() { Ok(()) } else { Err(format!("{source} does not compile").into()) }
+}
+
+fn compile_init(output: &Path) -> Result<(), Box<dyn Error>> {
+    // One page of headers, no build id and no page alignment between segments: fewer pages to map at each start.
+    let small = "link-arg=-Wl,--build-id=none,-z,norelro,-z,noseparate-code";
+    let arguments = ["relocation-model=static", "link-arg=-static", small];
+    compile("src/sys/init/main.rs", "nsbox_init", "bin", &arguments, output)
+}
+
+/// The zygote's extension module; the interpreter's symbols are found when it is loaded.
+fn compile_module(output: &Path) -> Result<(), Box<dyn Error>> {
+    compile(
+        "src/sys/init/module.rs",
+        "nsbox_module",
+        "cdylib",
+        &["relocation-model=pic", "link-arg=-Wl,--build-id=none"],
+        output,
+    )
 }
 
 fn convert_policy(output: &Path) -> Result<(), Box<dyn Error>> {
@@ -37,7 +56,7 @@ fn convert_policy(output: &Path) -> Result<(), Box<dyn Error>> {
     Ok(fs::write(output, policy.to_string())?)
 }
 
-/// A name for the content of `rootfs/guest`: it tells versions apart, it does not guard against forgery.
+/// A name for the content of `rootfs/guest` and of the extension module: it tells versions apart, it does not guard against forgery.
 fn guest_digest() -> Result<u64, Box<dyn Error>> {
     println!("cargo::rerun-if-changed=rootfs/guest");
     let files =
@@ -48,6 +67,9 @@ fn guest_digest() -> Result<u64, Box<dyn Error>> {
     let mut hasher = DefaultHasher::new();
     for file in files {
         (&file, fs::read(&file)?).hash(&mut hasher);
+    }
+    for file in ["src/sys/program.rs", "src/sys/init/execute.rs", "src/sys/init/module.rs"] {
+        (file, fs::read(file)?).hash(&mut hasher);
     }
     Ok(hasher.finish())
 }

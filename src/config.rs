@@ -62,6 +62,8 @@ pub struct Config {
     pub warm: bool,
     /// The modules that a warm interpreter has imported already.
     pub preload: Vec<String>,
+    /// `default`, `none`, or the path of a script that a warm interpreter runs before a request comes.
+    pub warm_up: String,
     /// The event log; `None` writes none.
     pub event_log: Option<PathBuf>,
     /// The size of the event log's file, in bytes, at which it is rotated; `None` never is.
@@ -151,6 +153,7 @@ impl Default for Config {
             seed: None,
             warm: true,
             preload: vec!["pandas".to_owned(), "numpy".to_owned()],
+            warm_up: "default".to_owned(),
             event_log: Some(PathBuf::from("logs/sandbox_execution.json.log")),
             event_log_max: Some(64 << 20),
             event_log_keep: 8,

@@ -33,6 +33,7 @@ pub mod doctor;
 pub mod event;
 pub mod image;
 pub mod outcome;
+pub mod pool;
 pub mod router;
 pub mod sandbox;
 pub mod stats;

@@ -14,7 +14,9 @@ pub(crate) mod host;
 mod idmap;
 pub(crate) mod knob;
 pub(crate) mod landlock;
+mod line;
 mod measure;
+mod meter;
 mod mounts;
 mod nest;
 mod oci;
@@ -23,7 +25,9 @@ pub(crate) mod probe;
 pub(crate) mod rlimits;
 mod script;
 pub mod seccomp;
+pub(crate) mod slot;
 mod supervise;
+pub(crate) mod zygote;
 
 use std::ffi::CStr;
 use std::io;
@@ -38,12 +42,12 @@ use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
 use account::Account;
-pub(crate) use account::{chain, unavailable};
+pub(crate) use account::{chain, failed as failed_run, unavailable};
 use cgroup::Cgroup;
 use channels::Channels;
 use host::Host;
 use idmap::HostIds;
-use mounts::{Bind, View};
+use mounts::{Bind, Private, View};
 use nest::{Ground, Nest};
 use plan::{Arg, Plan, literal};
 pub use script::{Cancel, Script, Sink, Stdin, Watch};
@@ -119,12 +123,25 @@ pub enum Error {
     /// The description of a run for OCI runtimes.
     #[error("failed to describe the run in the OCI format")]
     Oci(#[from] oci_spec::OciSpecError),
+    /// The interpreter that slots are forked from.
+    #[error("the pool's interpreter failed to {what}: {why}; nothing runs warm without it (see preload and warm_up)")]
+    Zygote {
+        /// What it was doing: `import NAME`, say.
+        what: String,
+        /// Its exception.
+        why: String,
+    },
     /// A configuration that this backend cannot serve.
     #[error("{0}")]
     Unsupported(String),
 }
 
 impl Error {
+    /// A caller gave up before the script began.
+    pub(crate) fn cancelled() -> Self {
+        Self::Run(supervise::Error::Cancelled)
+    }
+
     /// What mends it on this machine, each a way of its own; the first is the narrowest. None where the error itself says
     /// what to do, or nothing is known.
     #[must_use]
@@ -257,7 +274,7 @@ impl Sandbox {
         let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
         let file = guest::script_path(&shown);
         let command = self.command(&file, &args, &inputs);
-        let mut plan = self.plan(&nest, &view, &account.rlimits, &command, channels.guest());
+        let mut plan = self.plan(&nest, &view, &account.rlimits, &command, &channels.guest());
         nest.send(&mut plan, &self.ground)?;
         drop(view);
         let mut supervisor = Supervisor {
@@ -268,23 +285,22 @@ impl Sandbox {
             program: &self.program,
             sink: watch.sink,
             listener: None,
+            line: None,
             evidence: supervise::Evidence::default(),
         };
 
         // Init works on another CPU meanwhile.
         let text = if check {
-            let policy = self.policy.as_ref().unwrap_or_else(|| Policy::builtin());
-            let begun = Instant::now();
-            let report = check::check(&source, &shown, policy);
-            account.check = begun.elapsed();
-            match report.source() {
-                Some(text) => text.as_bytes().to_vec(),
-                None => return Ok(account.rejected(&report)),
+            match self.checked(&source, &shown, &mut account) {
+                Ok(text) => text,
+                Err(report) => return Ok(account.rejected(&report)),
             }
         } else {
             source
         };
-        channels::write_sealed(&mut supervisor.channels.code, &text).map_err(failed("hand over the script"))?;
+        if let Some(mut code) = supervisor.channels.code.take() {
+            channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
+        }
         if let Ok(hierarchy) = &self.ground.hierarchy {
             hierarchy.sweep(&self.ground.owner);
         }
@@ -301,17 +317,38 @@ impl Sandbox {
         Ok(account.close(evidence, counters, artifacts.as_deref()))
     }
 
+    /// The text that the check lets run, or its report.
+    fn checked(&self, source: &[u8], shown: &str, account: &mut Account<'_>) -> Result<Vec<u8>, check::Report> {
+        let policy = self.policy.as_ref().unwrap_or_else(|| Policy::builtin());
+        let begun = Instant::now();
+        let report = check::check(source, shown, policy);
+        account.check = begun.elapsed();
+        let text = report.source().map(|text| text.as_bytes().to_vec());
+        text.ok_or(report)
+    }
+
     /// What the guest's process executes; `file` is its script, as it sees it.
     fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
         let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
-        guest::Command { runner: &self.runner, python: &self.image.python, file, args, inputs }
+        self.command_for(guest::Task::Script { file, args, inputs })
+    }
+
+    fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
+        guest::Command { runner: &self.runner, python: &self.image.python, task }
     }
 
     /// The guest's file system, with every source opened.
     fn view(&self, inputs: &[(String, PathBuf)], output: bool, guest: (u32, u32)) -> Result<View, Error> {
         let mut view = image_view(&self.image, &self.config.limits, self.privileged)?;
         view.binds.push(bind(&self.runner.folder, Path::new("/run/nsbox"), self.privileged)?);
-        view.output = output.then_some(self.config.limits.artifacts);
+        view.private.output = output.then_some(self.config.limits.artifacts);
+        view.private.inputs = self.inputs(inputs, guest)?;
+        Ok(view)
+    }
+
+    /// The inputs of a run, opened.
+    fn inputs(&self, inputs: &[(String, PathBuf)], guest: (u32, u32)) -> Result<Vec<(Bind, bool)>, Error> {
+        let mut binds = Vec::with_capacity(inputs.len());
         for (i, (name, path)) in inputs.iter().enumerate() {
             if !guest::is_input_name(name) {
                 return Err(Error::InputName { name: name.clone() });
@@ -324,9 +361,9 @@ impl Sandbox {
                 path: path.clone(),
                 source,
             })?;
-            view.inputs.push(input);
+            binds.push(input);
         }
-        Ok(view)
+        Ok(binds)
     }
 
     /// A file or folder of the caller's, bound under /input; and whether it is a folder.
@@ -357,7 +394,7 @@ impl Sandbox {
         view: &View,
         rlimits: &[rlimits::Rlimit],
         command: &guest::Command<'_>,
-        fds: guest::Descriptors,
+        fds: &guest::Descriptors,
     ) -> Plan {
         let mut plan = Plan::new();
         plan.call("lead a session", libc::SYS_setsid, &[]);
@@ -372,16 +409,20 @@ impl Sandbox {
         let proc = mounts::plan_proc(&mut plan);
         view.plan_binds(&mut plan);
         idmap::plan_become_guest(&mut plan);
-        view.plan_private(&mut plan);
+        view.private.plan(&mut plan);
         mounts::attach_proc(&mut plan, proc);
         View::plan_pivot(&mut plan);
-        guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pid.unsigned_abs() as usize);
         rlimits::plan(&mut plan, rlimits);
-        caps::plan_drop(&mut plan);
-        if let Some(abi) = self.landlock {
-            landlock::plan_restrict(&mut plan, abi, view.output.is_some());
+        caps::plan_bound(&mut plan);
+        // A zygote runs no code of a script's: its slots do, and get the rest.
+        if matches!(command.task, guest::Task::Script { .. }) {
+            guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pid.unsigned_abs() as usize);
+            caps::plan_clear(&mut plan);
+            if let Some(abi) = self.landlock {
+                landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());
+            }
+            self.program.plan(&mut plan);
         }
-        self.program.plan(&mut plan);
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan
     }
@@ -426,16 +467,13 @@ fn image_view(image: &Image, limits: &Limits, privileged: bool) -> Result<View, 
     let mut view = View {
         root: bind(&image.skeleton, Path::new("/"), privileged)?,
         binds: Bind::devices(privileged).map_err(failed("open the device nodes"))?,
-        late_binds: Vec::new(),
-        inputs: Vec::new(),
-        disk: (limits.disk, limits.inodes),
-        output: None,
+        private: Private { disk: (limits.disk, limits.inodes), ..Private::default() },
     };
     for image::Bind { source, target, .. } in &image.binds {
         view.binds.push(bind(source, target, privileged)?);
     }
     for image::Bind { source, target, kind } in &image.late_binds {
-        view.late_binds.push((bind(source, target, privileged)?, *kind == Kind::Dir));
+        view.private.late_binds.push((bind(source, target, privileged)?, *kind == Kind::Dir));
     }
     Ok(view)
 }

@@ -201,8 +201,7 @@ struct Durations {
 impl Durations {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "held within the range")]
     fn add(&mut self, ms: f64) {
-        // NaN is 0 as well: `max` gives the other one.
-        let ms = ms.max(0.0).min(LONGEST_MS);
+        let ms = if ms.is_nan() { 0.0 } else { ms.clamp(0.0, LONGEST_MS) };
         self.sum += ms;
         if self.histogram.is_none() {
             self.histogram = Histogram::new(3).ok();

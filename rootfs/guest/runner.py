@@ -13,6 +13,8 @@ The first code of the guest: trusted, but inside the wall, so nothing it says is
     seed=N              seeds `random` and `numpy.random`
     input=NAME          a file or folder at /input/NAME (repeated)
 
+With zygote=FD it runs no script itself: see zygote.py, which has the further keys.
+
 It is on the path of every cold run, so it imports only what an interpreter has loaded at its start; whatever else is
 needed is imported at the moment of need.
 """
@@ -32,7 +34,7 @@ RESULT_NAMES = ("result", "metrics", "signal", "report")
 def parse(arguments):
     """Splits the command line into the protocol's keys and the script's own arguments."""
     single = {}
-    repeated = {"path": [], "input": []}
+    repeated = {"path": [], "input": [], "preload": []}
     for position, argument in enumerate(arguments):
         if argument == "--":
             return single, repeated, arguments[position + 1 :]
@@ -44,8 +46,13 @@ def parse(arguments):
     return single, repeated, []
 
 
+LOADED = {}
+
+
 def load(name):
     """Loads another of the guest's own modules, without giving scripts a way to import it."""
+    if name in LOADED:
+        return LOADED[name]
     stem = f"{HOME}/{name}"
     try:
         with _io.open(f"{stem}.{sys.implementation.cache_tag}.pyc", "rb") as file:
@@ -53,7 +60,7 @@ def load(name):
     except FileNotFoundError:
         with _io.open(f"{stem}.py", "rb") as file:
             code = compile(file.read(), f"{stem}.py", "exec", dont_inherit=True)
-    module = type(sys)(name)
+    LOADED[name] = module = type(sys)(name)
     exec(code, module.__dict__)
     return module
 
@@ -164,12 +171,10 @@ def write_script(path, data):
         posix.close(fd)
 
 
-def prepare_interpreter(file, single, repeated, arguments):
-    """What `site` and the start of an ordinary script would have done."""
-    sys.path[0] = file.rpartition("/")[0] or "/"
+def prepare_interpreter(folder, single, repeated):
+    """What `site` would have done; `folder` is the script's."""
+    sys.path[0] = folder
     sys.path += repeated["path"]
-    sys.argv[:] = [file, *arguments]
-    sys.orig_argv[:] = [sys.executable, *sys.argv]
     if "prefix" in single:
         sys.prefix = sys.exec_prefix = single["prefix"]
     for name in ("exit", "quit", "help", "copyright", "credits", "license"):
@@ -192,24 +197,30 @@ def new_main(file, inputs):
     return main
 
 
-def hook_imports(file, text, seed):
-    """Arms what waits for an import: seeds, the network hint and the source lines of tracebacks."""
+def hook_imports(seed):
+    """Arms what waits for an import, whatever the script: seeds and the network hint."""
     hooks = Hooks()
-
-    def remember_source(linecache):
-        # No modification time: the entry outlives any change of the file.
-        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
 
     def explain_network(module):
         load("network_hint").install(module)
 
-    hooks.add("linecache", remember_source)
     hooks.add("socket", explain_network)
     hooks.add("curl_cffi.curl", explain_network)
     if seed is not None:
         for name, hook in seed_with(seed).items():
             hooks.add(name, hook)
     sys.meta_path.insert(0, hooks)
+    return hooks
+
+
+def keep_source(hooks, file, text):
+    """Gives tracebacks the source lines of the text that runs."""
+
+    def remember_source(linecache):
+        # No modification time: the entry outlives any change of the file.
+        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+
+    hooks.add("linecache", remember_source)
 
 
 # The script.
@@ -374,8 +385,8 @@ def holds_open_files(known):
     return False
 
 
-def leave(error, code, result_fd, main):
-    """Ends the process as CPython would, without the time that finalising an interpreter with pandas takes."""
+def finish(error, code, main):
+    """What CPython does once a script has ended; returns the exit code."""
     run_exit_handlers()
     if _thread._count() == 0:
         # A daemon thread would see its globals vanish.
@@ -388,44 +399,79 @@ def leave(error, code, result_fd, main):
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         posix.kill(posix.getpid(), _signal.SIGINT)
         code = 130
-    if holds_open_files({0, 1, 2, result_fd}):
+    return code
+
+
+def leave(code, known):
+    """Ends the process as CPython would, without the time that finalising an interpreter with pandas takes.
+
+    `known` are the descriptors that nothing is left to be written to.
+    """
+    if holds_open_files(known):
         sys.exit(code)
     posix._exit(code)
+
+
+class Ended:
+    """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
+
+    def __init__(self, hooks, file, data, arguments, inputs, limit, begin):
+        """Runs it. `begin` is called right before its first line."""
+        text = data.decode("utf-8").removeprefix("\ufeff")
+        write_script(file, data)
+        sys.argv[:] = [file, *arguments]
+        sys.orig_argv[:] = [sys.executable, *sys.argv]
+        self.main = main = new_main(file, inputs)
+        keep_source(hooks, file, text)
+        process = posix.getpid()
+        begin()
+        self.error = error = run(main, text, file)
+        self.code = exit_code_of(error)
+        failure = None
+        if error is not None and not isinstance(error, SystemExit):
+            failure = report(error, file, data)
+        join_threads()
+        self.document = b""
+        # A child that the script forked also comes by here: the document is its parent's.
+        self.is_child = posix.getpid() != process
+        if not self.is_child:
+            names = [name for name in RESULT_NAMES if name in main.__dict__] if self.code == 0 else []
+            if names or failure:
+                self.document = load("collect").document(main.__dict__, names, failure, limit)
+
+    def hand_back(self, result_fd):
+        """Writes the document."""
+        try:
+            if self.document:
+                write_all(result_fd, self.document)
+        except OSError as refused:
+            print(f"nsbox: the result could not be written: {refused}", file=sys.stderr)
+            self.code = self.code or 1
+
+    def finish(self):
+        self.code = finish(self.error, self.code, self.main)
 
 
 def main():
     """The whole of a run."""
     single, repeated, arguments = parse(sys.argv[1:])
+    if "zygote" in single:
+        return load("zygote").main(sys.modules[__name__], single, repeated)
     file, result_fd, start_fd = single["file"], int(single["result"]), int(single["start"])
     data = read_all(int(single["code"]))
     posix.close(int(single["code"]))
-    text = data.decode("utf-8").removeprefix("\ufeff")
-    write_script(file, data)
-    prepare_interpreter(file, single, repeated, arguments)
-    module = new_main(file, repeated["input"])
-    hook_imports(file, text, int(single["seed"]) if "seed" in single else None)
+    prepare_interpreter(file.rpartition("/")[0] or "/", single, repeated)
+    hooks = hook_imports(int(single["seed"]) if "seed" in single else None)
     posix.set_inheritable(result_fd, False)
-    process = posix.getpid()
-    posix.write(start_fd, b"\n")
-    posix.close(start_fd)
 
-    error = run(module, text, file)
-    code = exit_code_of(error)
-    failure = None
-    if error is not None and not isinstance(error, SystemExit):
-        failure = report(error, file, data)
-    join_threads()
-    # A child that the script forked also comes by here: the document is its parent's.
-    if posix.getpid() == process:
-        names = [name for name in RESULT_NAMES if name in module.__dict__] if code == 0 else []
-        if names or failure:
-            document = load("collect").document(module.__dict__, names, failure, int(single["result_limit"]))
-            try:
-                write_all(result_fd, document)
-            except OSError as refused:
-                print(f"nsbox: the result could not be written: {refused}", file=sys.stderr)
-                code = code or 1
-    leave(error, code, result_fd, module)
+    def begin():
+        posix.write(start_fd, b"\n")
+        posix.close(start_fd)
+
+    ended = Ended(hooks, file, data, arguments, repeated["input"], int(single["result_limit"]), begin)
+    ended.hand_back(result_fd)
+    ended.finish()
+    leave(ended.code, {0, 1, 2, result_fd})
 
 
 if __name__ == "__main__":

@@ -224,6 +224,12 @@ pub(super) static KEYS: &[Key] = &[
         |c| json!(c.preload),
     ),
     Key::new(
+        "warm_up",
+        "`default`, `none`, or the path of a Python script",
+        |c, v| set(&mut c.warm_up, v.name_or_path()),
+        |c| json!(whole(&c.warm_up)),
+    ),
+    Key::new(
         "event_log",
         "the path of a file, such as `logs/sandbox_execution.json.log`, or `none`",
         |c, v| set(&mut c.event_log, v.or_none(Input::path)),

@@ -23,6 +23,11 @@ use crate::outcome::{
 /// What a guest's document may take beyond the values in it.
 const DOCUMENT_OVERHEAD: u64 = 64 << 10;
 
+/// The longest document of a guest whose values may take `limit` bytes.
+pub(crate) fn longest_document(limit: u64) -> usize {
+    to_usize(limit.saturating_add(DOCUMENT_OVERHEAD))
+}
+
 /// One run's account, open until its end.
 #[derive(Debug)]
 pub(crate) struct Account<'a> {
@@ -49,6 +54,17 @@ impl<'a> Account<'a> {
             host_ids: sandbox.ids.of_this_thread(),
             check: Duration::ZERO,
         }
+    }
+
+    /// The account of a run in a slot that has been armed before.
+    pub(crate) fn of_slot(sandbox: &'a Sandbox, enforced: Enforced, host_ids: (u32, u32)) -> Self {
+        let begun = Instant::now();
+        Self { sandbox, id: new_id(), begun, enforced, rlimits: Vec::new(), host_ids, check: Duration::ZERO }
+    }
+
+    /// The layers that [`Account::armed`] noted.
+    pub(crate) fn into_enforced(self) -> Enforced {
+        self.enforced
     }
 
     /// Notes the layers: init has said that every call of the plan succeeded.
@@ -116,7 +132,12 @@ impl<'a> Account<'a> {
 
     /// The run is over and nothing of it is left.
     pub(crate) fn close(self, evidence: Evidence, counters: Option<Counters>, folder: Option<&Path>) -> Outcome {
-        let Evidence { end, kill, stdout, stderr, violations, started, ended, measured, result, output } = evidence;
+        let Evidence {
+            end, kill, stdout, stderr, violations, started, ended, measured, answer, result, output, ..
+        } = evidence;
+        let answered = answer.is_some();
+        // An answer says that the script ended with status 0.
+        let end = if answered { Some(End::Exited(0)) } else { end };
         let config = &self.sandbox.config;
         let oom = counters.is_some_and(|counters| counters.oom_kills > 0);
         let verdict = verdict(end, kill.as_ref(), oom, started.is_some());
@@ -132,6 +153,7 @@ impl<'a> Account<'a> {
         }
         outcome.ended = match (verdict, end) {
             (Verdict::Lost, _) => Ended::Lost,
+            _ if answered => Ended::Answered,
             (_, Some(End::Exited(_))) => Ended::Exited,
             _ => Ended::Killed,
         };
@@ -148,7 +170,12 @@ impl<'a> Account<'a> {
             }
         }
         if matches!(verdict, Verdict::Ok | Verdict::Error) {
-            take_result(&mut outcome, result, config.limits.result);
+            let limit = config.limits.result;
+            let document = answer.map_or_else(
+                || result.map(|file| read_document(&file, limit)).transpose(),
+                |document| Ok(Some(document)),
+            );
+            take_result(&mut outcome, document, limit);
         }
         if let (Some(output), Some(folder)) = (output, folder) {
             take_artifacts(&mut outcome, output, folder, config.limits.artifacts);
@@ -255,11 +282,10 @@ fn explain(outcome: &mut Outcome, config: &Config, kill: Option<&Kill>) {
 }
 
 /// Reads the guest's document: values and the text of its exception, nothing of how it ended.
-fn take_result(outcome: &mut Outcome, file: Option<File>, limit: u64) {
-    let Some(file) = file else { return };
-    let limits =
-        record::Limits { bytes: to_usize(limit.saturating_add(DOCUMENT_OVERHEAD)), ..record::Limits::default() };
-    let document = match read_document(&file, limit).map(|bytes| record::decode(&bytes, &limits)) {
+fn take_result(outcome: &mut Outcome, document: io::Result<Option<Vec<u8>>>, limit: u64) {
+    let Some(document) = document.transpose() else { return };
+    let limits = record::Limits { bytes: longest_document(limit), ..record::Limits::default() };
+    let document = match document.map(|bytes| record::decode(&bytes, &limits)) {
         Ok(Ok(document)) => document,
         Ok(Err(record::Error::TooLarge { .. })) => return over_limit(outcome, limit),
         Ok(Err(error)) => {
@@ -354,7 +380,7 @@ fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 

@@ -20,6 +20,8 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub(crate) use super::meter::Counters;
+use super::meter::Meter;
 use crate::config::Limits;
 
 /// What a name of ours begins with.
@@ -107,21 +109,6 @@ pub(crate) enum Hierarchy {
         /// Of `cpuacct`, often the same mount as `cpu`.
         cpuacct: Option<PathBuf>,
     },
-}
-
-/// What the cgroup counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
-    /// Highest memory use in bytes.
-    pub memory_peak: Option<u64>,
-    /// Highest number of processes and threads, init included.
-    pub processes_peak: Option<u64>,
-    /// CPU time in user mode.
-    pub cpu_user: Duration,
-    /// CPU time in the kernel.
-    pub cpu_system: Duration,
-    /// Processes that the out-of-memory killer ended.
-    pub oom_kills: u64,
 }
 
 /// The cgroup of one run; removed when dropped.
@@ -321,30 +308,16 @@ impl Cgroup {
 
     /// What the kernel counted.
     pub(crate) fn counters(&self) -> Counters {
-        let number = |folder: &Path, file: &str| read(folder, file)?.trim().parse().ok();
-        let key = |folder: &Path, file: &str, key: &str| -> Option<u64> {
-            read(folder, file)?.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
-        };
-        let memory = &self.folders[0];
+        self.meter().read()
+    }
+
+    /// The files of the counters, kept open.
+    pub(crate) fn meter(&self) -> Meter {
         if self.version == 2 {
-            let us = |name| Duration::from_micros(key(memory, "cpu.stat", name).unwrap_or(0));
-            return Counters {
-                memory_peak: number(memory, "memory.peak"),
-                processes_peak: number(memory, "pids.peak"),
-                cpu_user: us("user_usec"),
-                cpu_system: us("system_usec"),
-                oom_kills: key(memory, "memory.events", "oom_kill ").unwrap_or(0),
-            };
+            return Meter::v2(&self.folders[0]);
         }
         let cpuacct = self.cpuacct.as_ref().unwrap_or(&self.folders[2]);
-        let ns = |name| Duration::from_nanos(number(cpuacct, name).unwrap_or(0));
-        Counters {
-            memory_peak: number(memory, "memory.max_usage_in_bytes"),
-            processes_peak: number(&self.folders[1], "pids.peak"),
-            cpu_user: ns("cpuacct.usage_user"),
-            cpu_system: ns("cpuacct.usage_sys"),
-            oom_kills: key(memory, "memory.oom_control", "oom_kill ").unwrap_or(0),
-        }
+        Meter::v1(&self.folders[0], &self.folders[1], cpuacct)
     }
 
     /// Ends every process in it, those that fork at this moment too (version 2, Linux 5.14).

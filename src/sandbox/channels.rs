@@ -17,22 +17,33 @@ const EXEC: u32 = 0x10;
 
 /// Both ends of everything.
 pub(crate) struct Channels {
-    pub stdout: PipeReader,
-    pub stderr: PipeReader,
-    pub start: PipeReader,
-    pub code: File,
-    pub result: File,
+    stdout: (PipeReader, OwnedFd),
+    stderr: (PipeReader, OwnedFd),
+    result: File,
     stdin: Option<(OwnedFd, PipeWriter, Box<dyn Read + Send>)>,
-    stdout_end: OwnedFd,
-    stderr_end: OwnedFd,
-    start_end: OwnedFd,
+    way: Way,
+}
+
+/// How the script gets there, and how its beginning is known.
+enum Way {
+    /// A memfd of its text, and a pipe.
+    Memfd { code: File, start: (PipeReader, OwnedFd) },
+    /// A slot's end of its line: it has begun when it was sent.
+    Line(OwnedFd),
 }
 
 impl Channels {
     pub(crate) fn open(stdin: Stdin) -> io::Result<Self> {
-        let (stdout, stdout_end) = output()?;
-        let (stderr, stderr_end) = output()?;
-        let (start, start_end) = output()?;
+        let code = memory_file(c"nsbox-script", NOEXEC_SEAL)?.into();
+        Self::with(stdin, Way::Memfd { code, start: output()? })
+    }
+
+    /// Those of a slot, whose end of its line this is.
+    pub(crate) fn of_slot(stdin: Stdin, line: OwnedFd) -> io::Result<Self> {
+        Self::with(stdin, Way::Line(line))
+    }
+
+    fn with(stdin: Stdin, way: Way) -> io::Result<Self> {
         let stdin = match stdin {
             Stdin::Empty => None,
             Stdin::Stream(stream) => {
@@ -40,28 +51,20 @@ impl Channels {
                 Some((reader.into(), writer, stream))
             }
         };
-        Ok(Self {
-            stdout,
-            stderr,
-            start,
-            code: memory_file(c"nsbox-script", NOEXEC_SEAL)?.into(),
-            result: unsealable(memory_file(c"nsbox-result", NOEXEC_SEAL)?)?,
-            stdin,
-            stdout_end,
-            stderr_end,
-            start_end,
-        })
+        let result = unsealable(memory_file(c"nsbox-result", NOEXEC_SEAL)?)?;
+        Ok(Self { stdout: output()?, stderr: output()?, result, stdin, way })
     }
 
     /// The guest's descriptors, by number.
     pub(crate) fn guest(&self) -> Descriptors {
+        let result = self.result.as_raw_fd();
         Descriptors {
             stdin: self.stdin.as_ref().map(|(end, _, _)| end.as_raw_fd()),
-            stdout: self.stdout_end.as_raw_fd(),
-            stderr: self.stderr_end.as_raw_fd(),
-            code: self.code.as_raw_fd(),
-            result: self.result.as_raw_fd(),
-            start: self.start_end.as_raw_fd(),
+            output: Some([self.stdout.1.as_raw_fd(), self.stderr.1.as_raw_fd()]),
+            further: match &self.way {
+                Way::Memfd { code, start } => vec![code.as_raw_fd(), result, start.1.as_raw_fd()],
+                Way::Line(line) => vec![line.as_raw_fd(), result],
+            },
         }
     }
 
@@ -73,13 +76,11 @@ impl Channels {
             drop(end);
             feed(stream, writer)?;
         }
-        Ok(Supervised {
-            stdout: self.stdout,
-            stderr: self.stderr,
-            start: self.start,
-            code: self.code,
-            result: Some(self.result),
-        })
+        let (code, start) = match self.way {
+            Way::Memfd { code, start } => (Some(code), Some(start.0)),
+            Way::Line(_) => (None, None),
+        };
+        Ok(Supervised { stdout: self.stdout.0, stderr: self.stderr.0, start, code, result: Some(self.result) })
     }
 }
 
@@ -87,8 +88,10 @@ impl Channels {
 pub(crate) struct Supervised {
     pub stdout: PipeReader,
     pub stderr: PipeReader,
-    pub start: PipeReader,
-    pub code: File,
+    /// Of a guest that has yet to begin.
+    pub start: Option<PipeReader>,
+    /// The script's memfd, until it has been filled.
+    pub code: Option<File>,
     /// Taken once the run is over.
     pub result: Option<File>,
 }
@@ -134,4 +137,11 @@ pub(crate) fn write_sealed(file: &mut File, content: &[u8]) -> io::Result<()> {
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     fcntl(file.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
     Ok(())
+}
+
+/// A memfd that holds `content` and can never change.
+pub(crate) fn sealed(name: &std::ffi::CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memory_file(name, NOEXEC_SEAL)?);
+    write_sealed(&mut file, content)?;
+    Ok(file.into())
 }

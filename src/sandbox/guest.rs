@@ -18,37 +18,85 @@ use crate::image::Interpreter;
 /// Where the guest sees the runner.
 const RUNNER_FOLDER: &str = "/run/nsbox/guest";
 /// The runner's files.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("runner", include_str!("../../rootfs/guest/runner.py")),
     ("collect", include_str!("../../rootfs/guest/collect.py")),
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
+    ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];
+/// The zygote's extension module, compiled by `build.rs`.
+const MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-module.so"));
 /// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
 pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
+
+/// How libraries are told the number of threads to start.
+const THREADS: [&str; 4] = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"];
 
 /// The guest's umask.
 pub(crate) const UMASK: u32 = 0o022;
 
-/// The guest's descriptors beside stdin, stdout and stderr.
-const CODE: u64 = 3;
-const RESULT: u64 = 4;
-const START: u64 = 5;
-/// First descriptor that the guest does not keep.
-const FIRST_FREE: u64 = 6;
+/// The descriptors of a script's process beside stdin, stdout and stderr: the script's text, a sealed memfd; an empty memfd
+/// for the result document; a pipe, in which a byte says that the script begins.
+const SCRIPT: [&str; 3] = ["code", "result", "start"];
+/// Those of a zygote: its socket; the warm-up script, a sealed memfd.
+const ZYGOTE: [&str; 2] = ["zygote", "warm_up"];
 
-/// The descriptors that init hands to the guest, by the numbers that they have in init.
-#[derive(Debug, Clone, Copy)]
+/// The descriptors that a guest's process is given, by the numbers that they have here.
+#[derive(Debug, Clone)]
 pub(crate) struct Descriptors {
     /// Its standard input; `None` is the guest's own /dev/null.
     pub stdin: Option<RawFd>,
-    pub stdout: RawFd,
-    pub stderr: RawFd,
-    /// The text of the script, a sealed memfd.
-    pub code: RawFd,
-    /// An empty memfd for the result document.
-    pub result: RawFd,
-    /// A pipe; a byte in it says that the script begins.
-    pub start: RawFd,
+    /// Its standard output and error; `None` is the guest's own /dev/null.
+    pub output: Option<[RawFd; 2]>,
+    /// Those from 3 on, in their order.
+    pub further: Vec<RawFd>,
+}
+
+impl Descriptors {
+    /// The first descriptor that the guest does not keep.
+    fn first_free(&self) -> u64 {
+        3 + self.further.len() as u64
+    }
+
+    /// Plans that they have their numbers; whatever else is open has others.
+    pub(crate) fn plan(&self, plan: &mut Plan) {
+        let give = |plan: &mut Plan, from: Arg<'_>, to: u64| {
+            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Value(to), Arg::Value(0)]);
+        };
+        let [out, err] = self.output.map_or([None; 2], |output| output.map(Some));
+        let standard = [self.stdin, out, err];
+        let further = self.further.iter().copied().map(Some);
+        for (fd, to) in standard.into_iter().chain(further).zip(0..) {
+            if let Some(fd) = fd {
+                give(plan, Arg::Fd(fd), to);
+            }
+        }
+        for (fd, to) in standard.into_iter().zip(0..) {
+            if fd.is_none() {
+                let direction = if to == 0 { libc::O_RDONLY as u64 } else { libc::O_WRONLY as u64 };
+                let flags = Arg::Value(direction | libc::O_CLOEXEC as u64);
+                let args = [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), flags];
+                let null = plan.open("open the guest's /dev/null", libc::SYS_openat, &args);
+                give(plan, Arg::Register(null), to);
+            }
+        }
+    }
+
+    /// Plans that the guest keeps no others, of which init may need some until its `execve`.
+    pub(crate) fn plan_close_on_exec(&self, plan: &mut Plan) {
+        let on_exec = Arg::Value(4); // CLOSE_RANGE_CLOEXEC: a failure before execve can still be reported.
+        let args = [Arg::Value(self.first_free()), Arg::Value(u64::from(u32::MAX)), on_exec];
+        plan.call("close all other descriptors", libc::SYS_close_range, &args);
+    }
+
+    /// Plans the close of all others but the control socket; the descriptor after the last of the guest's.
+    pub(crate) fn plan_close(&self, plan: &mut Plan) -> u64 {
+        let control = self.first_free();
+        plan.move_control(control);
+        let args = [Arg::Value(control + 1), Arg::Value(u64::from(u32::MAX)), Arg::Value(0)];
+        plan.call("close all other descriptors", libc::SYS_close_range, &args);
+        control
+    }
 }
 
 /// The runner's folder in the store.
@@ -70,6 +118,7 @@ impl Runner {
         let mut file = format!("{RUNNER_FOLDER}/{compiled}");
         if !inner.join(&compiled).exists() {
             if !inner.join("runner.py").exists() {
+                write(&inner, "_nsbox.so", MODULE)?;
                 // runner.py last: where it is, all are.
                 for (name, text) in FILES.iter().rev() {
                     write(&inner, &format!("{name}.py"), text.as_bytes())?;
@@ -121,10 +170,21 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
 pub(crate) struct Command<'a> {
     pub runner: &'a Runner,
     pub python: &'a Interpreter,
-    /// `__file__` in the guest.
-    pub file: &'a str,
-    pub args: &'a [String],
-    pub inputs: Vec<&'a str>,
+    pub task: Task<'a>,
+}
+
+/// What the runner is for.
+#[derive(Debug)]
+pub(crate) enum Task<'a> {
+    /// One script.
+    Script {
+        /// `__file__` in the guest.
+        file: &'a str,
+        args: &'a [String],
+        inputs: Vec<&'a str>,
+    },
+    /// A pool's slots.
+    Zygote,
 }
 
 impl Command<'_> {
@@ -135,20 +195,27 @@ impl Command<'_> {
             // No site (its work is in sys.path already), no user site, no .pyc files, no buffering.
             "-SsBu".into(),
             self.runner.file.clone().into(),
-            format!("file={}", self.file).into(),
-            format!("code={CODE}").into(),
-            format!("result={RESULT}").into(),
-            format!("start={START}").into(),
             format!("result_limit={}", config.limits.result).into(),
         ];
+        let (descriptors, args): (&[&str], &[String]) = match &self.task {
+            Task::Script { file, args, inputs } => {
+                argv.push(format!("file={file}").into());
+                argv.extend(inputs.iter().map(|name| format!("input={name}").into()));
+                (&SCRIPT, args)
+            }
+            Task::Zygote => {
+                argv.extend(config.preload.iter().map(|module| format!("preload={module}").into()));
+                (if config.warm_up == "none" { &ZYGOTE[..1] } else { &ZYGOTE }, &[])
+            }
+        };
+        argv.extend(descriptors.iter().zip(3..).map(|(key, fd)| format!("{key}={fd}").into()));
         if self.python.prefix != self.python.base_prefix {
             argv.push(keyed("prefix=", &self.python.prefix));
         }
         argv.extend(self.python.sys_path.iter().map(|path| keyed("path=", path)));
         argv.extend(config.seed.map(|seed| format!("seed={seed}").into()));
-        argv.extend(self.inputs.iter().map(|name| format!("input={name}").into()));
         argv.push("--".into());
-        argv.extend(self.args.iter().map(OsString::from));
+        argv.extend(args.iter().map(OsString::from));
         argv
     }
 
@@ -166,9 +233,7 @@ impl Command<'_> {
         ]
         .map(|(name, value)| (name.to_owned(), value.into()))
         .to_vec();
-        for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"] {
-            fixed.push((name.to_owned(), threads.to_string().into()));
-        }
+        fixed.extend(THREADS.map(|name| (name.to_owned(), threads.to_string().into())));
         if let Some(seed) = config.seed {
             // CPython takes 32 bits.
             fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
@@ -176,6 +241,11 @@ impl Command<'_> {
         fixed.extend(self.python.env.iter().cloned());
         fixed.retain(|(name, _)| !config.env.contains_key(name));
         fixed.extend(config.env.iter().map(|(name, value)| (name.clone(), value.into())));
+        if matches!(self.task, Task::Zygote) {
+            // A process with threads cannot be forked safely: whoever asks for more gets them in a fresh interpreter.
+            fixed.retain(|(name, _)| !THREADS.contains(&name.as_str()));
+            fixed.extend(THREADS.map(|name| (name.to_owned(), "1".into())));
+        }
         fixed
             .into_iter()
             .map(|(name, value)| {
@@ -187,43 +257,24 @@ impl Command<'_> {
     }
 
     /// Plans what the guest's process does between its clone and its first instruction.
-    pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: Descriptors, rlimits: &[Rlimit]) {
+    pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
         let argv = plan.strings(self.argv(config));
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());
         plan.begin_guest();
-        let mut give = |from: Arg<'_>, to: u64| {
-            plan.call("hand a descriptor to the guest", libc::SYS_dup3, &[from, Arg::Value(to), Arg::Value(0)]);
-        };
-        if let Some(stdin) = fds.stdin {
-            give(Arg::Fd(stdin), 0);
-        }
-        let rest = [(fds.stdout, 1), (fds.stderr, 2), (fds.code, CODE), (fds.result, RESULT), (fds.start, START)];
-        for (from, to) in rest {
-            give(Arg::Fd(from), to);
-        }
-        if fds.stdin.is_none() {
-            let args =
-                [Arg::Fd(libc::AT_FDCWD), literal(c"/dev/null"), Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64)];
-            let null = plan.open("open the guest's /dev/null", libc::SYS_openat, &args);
-            plan.call(
-                "hand a descriptor to the guest",
-                libc::SYS_dup3,
-                &[Arg::Register(null), Arg::Value(0), Arg::Value(0)],
-            );
-        }
-        let all = Arg::Value(u64::from(u32::MAX));
-        let on_exec = Arg::Value(4); // CLOSE_RANGE_CLOEXEC: a failure before execve can still be reported.
-        plan.call("close all other descriptors", libc::SYS_close_range, &[Arg::Value(FIRST_FREE), all, on_exec]);
-        plan.call(
-            "unblock the guest's signals",
-            libc::SYS_rt_sigprocmask,
-            &[Arg::Value(libc::SIG_SETMASK as u64), Arg::Bytes(&[0; 8]), Arg::Value(0), Arg::Value(8)],
-        );
+        fds.plan(plan);
+        fds.plan_close_on_exec(plan);
+        plan_unblock(plan);
         rlimits::plan_open_files(plan, rlimits);
         let step = format!("execute {}", self.python.executable.display());
         plan.call(step, libc::SYS_execve, &[Arg::Data(path), Arg::Data(argv), Arg::Data(environment)]);
     }
+}
+
+/// Plans the guest's signal mask: none is blocked.
+pub(crate) fn plan_unblock(plan: &mut Plan) {
+    let args = [Arg::Value(libc::SIG_SETMASK as u64), Arg::Bytes(&[0; 8]), Arg::Value(0), Arg::Value(8)];
+    plan.call("unblock the guest's signals", libc::SYS_rt_sigprocmask, &args);
 }
 
 /// How many CPUs the guest's libraries should count on.

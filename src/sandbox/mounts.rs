@@ -137,6 +137,13 @@ pub(crate) struct View {
     pub root: Bind,
     /// Binds over the root, parents first.
     pub binds: Vec<Bind>,
+    /// What is the run's own.
+    pub private: Private,
+}
+
+/// What one run has for itself: a tmpfs, its inputs, its output. Made anew for each slot of a pool.
+#[derive(Debug, Default)]
+pub(crate) struct Private {
     /// Binds over the private tmpfs, whose mount points are made there.
     pub late_binds: Vec<(Bind, bool)>,
     /// Binds under /input, with whether each is a folder.
@@ -162,8 +169,19 @@ impl View {
         }
     }
 
+    /// Leaves the host's root for the new one.
+    pub(crate) fn plan_pivot(plan: &mut Plan) {
+        let here = literal(c".");
+        plan.call("pivot into the new root", libc::SYS_pivot_root, &[here, here]);
+        let detach = Arg::Value(libc::MNT_DETACH as u64);
+        plan.call("leave the host's root", libc::SYS_umount2, &[here, detach]);
+        plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
+    }
+}
+
+impl Private {
     /// The guest's own tmpfs and inputs; the files that are made in them are made by the guest's user.
-    pub(crate) fn plan_private(&self, plan: &mut Plan) {
+    pub(crate) fn plan(&self, plan: &mut Plan) {
         let (bytes, inodes) = self.disk;
         tmpfs(plan, "tmp", bytes, inodes, "0755", WRITABLE);
         for (folder, _, mode) in SHARED {
@@ -215,13 +233,43 @@ impl View {
         }
     }
 
-    /// Leaves the host's root for the new one.
-    pub(crate) fn plan_pivot(plan: &mut Plan) {
-        let here = literal(c".");
-        plan.call("pivot into the new root", libc::SYS_pivot_root, &[here, here]);
+    /// The same in place of a zygote's, whose tree the slot's init has a copy of. `late` are the targets of the zygote's
+    /// late binds, with whether each is a folder.
+    pub(crate) fn plan_over(&self, plan: &mut Plan, late: &[(PathBuf, bool)]) {
+        plan.call("enter the root", libc::SYS_chdir, &[literal(c"/")]);
+        // While the zygote's /proc is in view: see plan_proc.
+        let proc = plan_proc(plan);
+        let flags = OPEN_TREE_CLONE | AT_RECURSIVE | libc::O_CLOEXEC as u64;
+        let copies: Vec<Register> = late
+            .iter()
+            .map(|(target, _)| {
+                let step = format!("copy the mount /{}", target.display());
+                let args = [Arg::Fd(libc::AT_FDCWD), Arg::Text(target.as_os_str()), Arg::Value(flags)];
+                plan.open(step, libc::SYS_open_tree, &args)
+            })
+            .collect();
         let detach = Arg::Value(libc::MNT_DETACH as u64);
-        plan.call("leave the host's root", libc::SYS_umount2, &[here, detach]);
-        plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
+        plan.call("detach the zygote's /proc", libc::SYS_umount2, &[literal(c"proc"), detach]);
+        for (_, target, _) in SHARED {
+            let step = format!("detach the zygote's /{target}");
+            plan.call(step, libc::SYS_umount2, &[Arg::Text(OsStr::new(target)), detach]);
+            if target == "tmp" {
+                // The folder of the tmpfs covers the tmpfs itself.
+                plan.call("detach the zygote's tmpfs", libc::SYS_umount2, &[literal(c"tmp"), detach]);
+            }
+        }
+        self.plan(plan);
+        for ((target, folder), copy) in late.iter().zip(copies) {
+            mount_point(plan, target, *folder);
+            attach(plan, format!("attach the mount /{}", target.display()), Arg::Register(copy), target.as_os_str());
+            plan.close(copy);
+        }
+        attach_proc(plan, proc);
+    }
+
+    /// Where the late binds are, with whether each is a folder.
+    pub(crate) fn late_targets(&self) -> Vec<(PathBuf, bool)> {
+        self.late_binds.iter().map(|(bind, folder)| (bind.target.clone(), *folder)).collect()
     }
 }
 

@@ -6,15 +6,18 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 
 use super::cgroup::{Cgroup, Entry, Hierarchy, Owner};
 use super::plan::{Arg, Plan, literal};
+use super::supervise::{self, REAP_PATIENCE, poll, ready};
 use super::{Error, channels, failed};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::sys::clone::{Init, Spawn, spawn};
-use crate::sys::fd::pidfd_open;
+use crate::sys::fd::{pidfd_kill, pidfd_open};
 
 /// The freestanding init, compiled by `build.rs`, in a sealed memfd.
 pub(crate) fn init_binary() -> Result<OwnedFd, Error> {
@@ -74,12 +77,28 @@ impl Ground {
 
     /// A cgroup with the limits of `config`; none where degradation is allowed and there can be none.
     pub(crate) fn cgroup(&self, config: &Config) -> Result<Option<Cgroup>, Error> {
+        self.cgroup_with(&config.limits, config.allow_degraded)
+    }
+
+    /// The same, with these limits.
+    pub(crate) fn cgroup_with(&self, limits: &Limits, allow_degraded: bool) -> Result<Option<Cgroup>, Error> {
         let Ok(hierarchy) = &self.hierarchy else { return Ok(None) };
-        match hierarchy.create(&self.owner, &config.limits) {
+        match hierarchy.create(&self.owner, limits) {
             Ok(cgroup) => Ok(Some(cgroup)),
-            Err(_) if config.allow_degraded => Ok(None),
+            Err(_) if allow_degraded => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Sends a plan, and the descriptors in it, to who executes it.
+    pub(crate) fn send(&self, plan: &mut Plan, control: &OwnedFd) -> Result<(), Error> {
+        let (message, descriptors) = plan.encode(self.this.as_raw_fd())?;
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let parts = [io::IoSlice::new(&message)];
+        sendmsg::<()>(control.as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)
+            .map_err(io::Error::from)
+            .map_err(failed("send the plan to init"))?;
+        Ok(())
     }
 }
 
@@ -117,14 +136,26 @@ impl Nest {
         namespaces: u64,
         hatched: Option<Hatched>,
     ) -> Result<Self, Error> {
+        Self::make_with(cgroup, |entry| match hatched {
+            Some(hatched) => Ok(hatched),
+            None => hatch(&ground.init, namespaces, entry.folder.as_ref(), ground.drop_groups),
+        })
+    }
+
+    fn make_with(
+        cgroup: Option<Cgroup>,
+        hatched: impl FnOnce(&Entry) -> Result<Hatched, Error>,
+    ) -> Result<Self, Error> {
         let entry =
             cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
         let oom = cgroup.as_ref().map(Cgroup::oom_event).transpose().map_err(failed("watch for the end of memory"))?;
-        let (init, control) = match hatched {
-            Some(hatched) => hatched,
-            None => hatch(&ground.init, namespaces, entry.folder.as_ref(), ground.drop_groups)?,
-        };
+        let (init, control) = hatched(&entry)?;
         Ok(Self { init, control, cgroup, entry, oom: oom.flatten() })
+    }
+
+    /// The nest of a slot, whose init a zygote's has made: `init` and `control` are of it.
+    pub(crate) fn of_slot(init: Init, control: OwnedFd, cgroup: Option<Cgroup>) -> Result<Self, Error> {
+        Self::make_with(cgroup, |_| Ok((init, control)))
     }
 
     /// Plans how init enters its cgroup, where its clone did not put it there.
@@ -140,12 +171,30 @@ impl Nest {
 
     /// Sends init its plan, and the descriptors in it.
     pub(crate) fn send(&self, plan: &mut Plan, ground: &Ground) -> Result<(), Error> {
-        let (message, descriptors) = plan.encode(ground.this.as_raw_fd())?;
-        let rights = [ControlMessage::ScmRights(descriptors)];
-        let parts = [io::IoSlice::new(&message)];
-        sendmsg::<()>(self.control.as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)
-            .map_err(io::Error::from)
-            .map_err(failed("send the plan to init"))?;
-        Ok(())
+        ground.send(plan, &self.control)
+    }
+
+    /// Ends init, and with it every process of its pid namespace.
+    pub(crate) fn kill(&self) {
+        // It may have ended by itself meanwhile.
+        pidfd_kill(self.init.pidfd.as_fd()).ok();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+    }
+
+    /// Waits until the pid namespace is empty: init's end is announced only then.
+    pub(crate) fn wait_empty(&self) -> Result<(), supervise::Error> {
+        let deadline = Instant::now() + REAP_PATIENCE;
+        loop {
+            let mut set = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
+            poll(&mut set, Some(deadline))?;
+            if ready(&set[0]) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(supervise::Error::Unreaped);
+            }
+        }
     }
 }

@@ -137,20 +137,20 @@ fn view_mounts(view: &View) -> Result<Vec<Mount>, OciSpecError> {
     for bind in &view.binds {
         all.push(bound(bind)?);
     }
-    let (bytes, inodes) = view.disk;
+    let (bytes, inodes) = view.private.disk;
     for (_, target, mode) in mounts::SHARED {
         all.push(tmpfs(target, bytes, inodes, mode)?);
     }
-    if let Some(bytes) = view.output {
+    if let Some(bytes) = view.private.output {
         all.push(tmpfs("output", bytes, inodes, 0o755)?);
     }
-    for (bind, _) in &view.late_binds {
+    for (bind, _) in &view.private.late_binds {
         all.push(bound(bind)?);
     }
-    if !view.inputs.is_empty() {
-        all.push(tmpfs("input", mounts::INPUT_BYTES, mounts::input_inodes(view.inputs.len()), 0o755)?);
+    if !view.private.inputs.is_empty() {
+        all.push(tmpfs("input", mounts::INPUT_BYTES, mounts::input_inodes(view.private.inputs.len()), 0o755)?);
     }
-    for (bind, _) in &view.inputs {
+    for (bind, _) in &view.private.inputs {
         all.push(bound(bind)?);
     }
     let options = WRITABLE.into_iter().chain(["subset=pid"]).map(str::to_owned).collect::<Vec<_>>();

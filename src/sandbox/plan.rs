@@ -45,11 +45,22 @@ pub(crate) enum Arg<'a> {
 pub(crate) struct Plan {
     ops: Vec<Op>,
     steps: Vec<Cow<'static, str>>,
-    setup: usize,
+    /// Where the guest's part begins, if there is one.
+    guest: Option<usize>,
     relocations: Vec<u32>,
     data: Vec<u8>,
     registers: u8,
     passed: Vec<RawFd>,
+    /// Where the control socket is now, once it has been moved.
+    moved: Option<Register>,
+    slot: Option<Slot>,
+}
+
+/// What the plan of a slot says of its executor.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    control: RawFd,
+    namespaces: u32,
 }
 
 /// Why a plan cannot be carried out.
@@ -70,6 +81,12 @@ impl Plan {
             data: Vec::with_capacity(16384),
             ..Self::default()
         }
+    }
+
+    /// A plan of a slot's, whose reports go to the socket `control`. Sent to an init, a child of it in the new `namespaces`
+    /// (`CLONE_NEW*`) executes it.
+    pub(crate) fn of_slot(control: RawFd, namespaces: libc::c_int) -> Self {
+        Self { slot: Some(Slot { control, namespaces: namespaces.cast_unsigned() }), ..Self::new() }
     }
 
     /// Plans a call whose result is not needed.
@@ -101,6 +118,12 @@ impl Plan {
     pub(crate) fn store(&mut self, data: Data, offset: u32, register: Register) {
         let args = [Arg::Data(Data(data.0 + offset)), Arg::Register(register)];
         self.push(Cow::Borrowed("store a descriptor"), i64::from(OP_STORE), &args, NO_REGISTER, 0);
+    }
+
+    /// Plans the move of the control socket to the descriptor `to`.
+    pub(crate) fn move_control(&mut self, to: u64) {
+        let args = [Arg::Control, Arg::Value(to), Arg::Value(0)];
+        self.moved = Some(self.open("move the control socket", libc::SYS_dup3, &args));
     }
 
     /// Plans the close of an earlier result.
@@ -137,7 +160,7 @@ impl Plan {
 
     /// Everything planned so far is init's own; what follows is done by the guest's process.
     pub(crate) fn begin_guest(&mut self) {
-        self.setup = self.ops.len();
+        self.guest = Some(self.ops.len());
     }
 
     /// Places bytes, aligned for any structure.
@@ -177,22 +200,28 @@ impl Plan {
         self.steps.get(index as usize).map_or("start the guest's process", |step| step)
     }
 
-    /// The message that init reads, and the descriptors that go with it. `supervisor` is a pidfd of this process.
+    /// The message that its executor reads, and the descriptors that go with it. `supervisor` is a pidfd of this process.
     pub(crate) fn encode(&mut self, supervisor: RawFd) -> Result<(Vec<u8>, &[RawFd]), TooLong> {
+        let setup = self.guest.unwrap_or(self.ops.len());
         let supervisor = self.pass(supervisor);
+        let control = self.slot.map_or(narrow(CONTROL_REGISTER), |slot| self.pass(slot.control));
         let header = Header {
             magic: MAGIC,
-            setup: narrow(self.setup),
-            guest: narrow(self.ops.len() - self.setup),
+            setup: narrow(setup),
+            guest: narrow(self.ops.len() - setup),
             relocations: narrow(self.relocations.len()),
             data: narrow(self.data.len()),
             supervisor,
+            control,
+            namespaces: self.slot.map_or(0, |slot| slot.namespaces),
         };
         let mut message = Vec::with_capacity(self.data.len() + self.ops.len() * size_of::<Op>() + 512);
         for word in [header.magic, header.setup, header.guest, header.relocations, header.data] {
             message.extend_from_slice(&word.to_ne_bytes());
         }
-        message.extend_from_slice(&header.supervisor.to_ne_bytes());
+        for word in [header.supervisor, header.control, header.namespaces] {
+            message.extend_from_slice(&word.to_ne_bytes());
+        }
         for op in &self.ops {
             message.extend_from_slice(&op.nr.to_ne_bytes());
             message.extend_from_slice(&[op.dst, op.tolerate]);
@@ -227,7 +256,10 @@ impl Plan {
                 Arg::Value(value) => (ARG_VALUE, value),
                 Arg::Fd(fd) if fd < 0 => (ARG_VALUE, fd as u64),
                 Arg::Fd(fd) => (ARG_REGISTER, u64::from(self.pass(fd))),
-                Arg::Control => (ARG_REGISTER, u64::from(narrow(CONTROL_REGISTER))),
+                Arg::Control => {
+                    let at = self.moved.map_or(narrow(CONTROL_REGISTER), |register| register.0.into());
+                    (ARG_REGISTER, u64::from(at))
+                }
                 Arg::Register(register) => (ARG_REGISTER, u64::from(register.0)),
                 Arg::Data(data) => (ARG_DATA, u64::from(data.0)),
                 Arg::Text(text) => (ARG_DATA, u64::from(self.text(text).0)),

@@ -187,7 +187,7 @@ impl<'a> Prober<'a> {
             let proc = mounts::plan_proc(plan);
             view.plan_binds(plan);
             idmap::plan_become_guest(plan);
-            view.plan_private(plan);
+            view.private.plan(plan);
             mounts::attach_proc(plan, proc);
             View::plan_pivot(plan);
             build(plan);
@@ -215,6 +215,7 @@ impl<'a> Prober<'a> {
             program: &self.program,
             sink: None,
             listener: None,
+            line: None,
             evidence: Evidence::default(),
         };
         supervisor.wait_ready(&plan, Instant::now() + PATIENCE)?;

@@ -57,6 +57,11 @@ pub(crate) fn plan_open_files(plan: &mut Plan, limits: &[Rlimit]) {
     limits.iter().filter(|limit| limit.resource == Resource::RLIMIT_NOFILE).for_each(|limit| set(plan, limit));
 }
 
+/// Plans the limit of CPU time again, for a process forked from one that has used some.
+pub(crate) fn plan_cpu_time(plan: &mut Plan, limits: &[Rlimit]) {
+    limits.iter().filter(|limit| limit.resource == Resource::RLIMIT_CPU).for_each(|limit| set(plan, limit));
+}
+
 fn set(plan: &mut Plan, limit: &Rlimit) {
     let pair: Vec<u8> = [limit.applied; 2].iter().flat_map(|word| word.to_ne_bytes()).collect();
     let args = [Arg::Value(0), Arg::Value(limit.resource as u64), Arg::Bytes(&pair), Arg::Value(0)];

@@ -14,14 +14,17 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use super::cgroup::Counters;
 use super::channels::Supervised;
+use super::line::Line;
 use super::measure::Measure;
+use super::meter::Meter;
 use super::nest::Nest;
 use super::plan::Plan;
 use super::script::Sink;
 use super::seccomp::{Denial, Program};
 use crate::config::Limits;
-use crate::sys::fd::{adopt, pidfd_kill};
+use crate::sys::fd::adopt;
 use crate::sys::notify;
 use crate::sys::program::{
     COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_OUTPUT, REPORT_READY, Report,
@@ -30,7 +33,7 @@ use crate::sys::program::{
 /// After this many refused calls each answer waits a little, so that a flood of them costs the supervisor next to nothing.
 const FLOOD: u64 = 10_000;
 /// How long the killed may take to be gone, before the supervisor says that it cannot tell.
-const REAP_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const REAP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the clocks that no descriptor announces are read.
 const MEASURE_EVERY: Duration = Duration::from_millis(20);
 
@@ -97,6 +100,10 @@ pub(crate) struct Evidence {
     pub ended: Option<Instant>,
     /// Peaks by measuring, where there is no cgroup.
     pub measured: Option<Measure>,
+    /// A warm run's answer: it ended well, and this is its document.
+    pub answer: Option<Vec<u8>>,
+    /// What the cgroup had counted when the answer came.
+    pub counters: Option<Counters>,
     /// The memfd that the guest could write its result document to.
     pub result: Option<std::fs::File>,
     /// The guest's /output, where artifacts were asked for.
@@ -148,6 +155,8 @@ pub(crate) struct Supervisor<'a, 's> {
     pub program: &'a Program,
     pub sink: Option<&'a mut Sink<'s>>,
     pub listener: Option<OwnedFd>,
+    /// Of a warm run.
+    pub line: Option<Line<'a>>,
     pub evidence: Evidence,
 }
 
@@ -182,9 +191,9 @@ impl Supervisor<'_, '_> {
 
     /// Watches the started guest until nothing of it is left.
     pub(crate) fn run(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
-        let outcome = self.watch(plan, setup_deadline);
+        let outcome = self.watch(Some(plan), setup_deadline);
         if outcome.is_err() {
-            self.kill_all();
+            self.nest.kill();
         }
         let reaped = self.reap();
         self.drain();
@@ -193,24 +202,44 @@ impl Supervisor<'_, '_> {
         Ok(std::mem::take(&mut self.evidence))
     }
 
-    /// The poll loop: from the start of the guest to the end of its main process, or its killing.
-    fn watch(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<(), Error> {
-        let mut deadline = setup_deadline;
+    /// Watches a slot that has its request, until it has answered or nothing of it is left.
+    pub(crate) fn run_warm(&mut self, deadline: Instant) -> Result<Evidence, Error> {
+        let outcome = self.watch(None, deadline);
+        let answered = outcome.is_ok() && self.evidence.answer.is_some();
+        let mut reaped = Ok(());
+        if !answered {
+            // Its init does not end with the guest.
+            self.nest.kill();
+            reaped = self.reap();
+        }
+        self.drain();
+        outcome.and(reaped)?;
+        if answered && self.evidence.kill.is_some() {
+            self.evidence.answer = None;
+        }
+        self.evidence.result = self.channels.result.take();
+        Ok(std::mem::take(&mut self.evidence))
+    }
+
+    /// The poll loop: from the start of the guest to its answer, to the end of its main process, or its killing. `plan` is
+    /// that of a guest that has yet to begin.
+    fn watch(&mut self, plan: Option<&Plan>, mut deadline: Instant) -> Result<(), Error> {
         let mut next_measure = self.measures().then(|| Instant::now() + MEASURE_EVERY);
-        let mut open = [true; 3]; // start, stdout, stderr
+        let mut open = [true; 4]; // start, stdout, stderr, the line of a warm run
         loop {
-            let fds: [Option<BorrowedFd<'_>>; 8] = [
+            let fds: [Option<BorrowedFd<'_>>; 9] = [
                 Some(self.nest.control.as_fd()),
                 Some(self.nest.init.pidfd.as_fd()),
                 self.listener.as_ref().map(AsFd::as_fd),
                 self.nest.oom.as_ref().map(AsFd::as_fd),
                 self.cancel,
-                open[0].then(|| self.channels.start.as_fd()),
+                self.channels.start.as_ref().filter(|_| open[0]).map(AsFd::as_fd),
                 open[1].then(|| self.channels.stdout.as_fd()),
                 open[2].then(|| self.channels.stderr.as_fd()),
+                self.line.as_ref().filter(|_| open[3]).map(|line| line.socket),
             ];
-            let mut index = [usize::MAX; 8];
-            let mut set = Vec::with_capacity(8);
+            let mut index = [usize::MAX; 9];
+            let mut set = Vec::with_capacity(9);
             for (i, fd) in fds.into_iter().enumerate() {
                 if let Some(fd) = fd {
                     index[i] = set.len();
@@ -220,14 +249,15 @@ impl Supervisor<'_, '_> {
             let until = next_measure.map_or(deadline, |measure| measure.min(deadline));
             poll(&mut set, Some(until))?;
             let is_ready = |i: usize| set.get(index[i]).is_some_and(ready);
-            let [said, died, notified, oom, cancelled, started, stdout, stderr] = std::array::from_fn(is_ready);
+            let [said, died, notified, oom, cancelled, started, stdout, stderr, spoke] = std::array::from_fn(is_ready);
             drop(set);
 
             // What began before is read before what ended: a start and an end in one round are both seen.
             if started {
                 open[0] = false;
                 let mut byte = [0];
-                if self.channels.start.read(&mut byte).is_ok_and(|count| count == 1) {
+                let read = self.channels.start.as_mut().map(|pipe| pipe.read(&mut byte));
+                if read.is_some_and(|read| read.is_ok_and(|count| count == 1)) {
                     let now = Instant::now();
                     self.evidence.started = Some(now);
                     deadline = now + self.limits.timeout;
@@ -250,7 +280,8 @@ impl Supervisor<'_, '_> {
                     }
                     Some(report) if report.kind == REPORT_FAILED => return Err(failed(plan, report)),
                     Some(_) => {}
-                    None => break,
+                    None if plan.is_some() => break,
+                    None => {}
                 }
             }
             if died {
@@ -274,8 +305,14 @@ impl Supervisor<'_, '_> {
                 self.evidence.kill = Some(Kill::Timeout);
             }
             if self.evidence.kill.is_some() {
-                self.kill_all();
+                self.nest.kill();
                 break;
+            }
+            if spoke {
+                open[3] = self.hear_answer();
+                if self.evidence.answer.is_some() {
+                    break;
+                }
             }
         }
         self.evidence.ended = Some(Instant::now());
@@ -355,28 +392,25 @@ impl Supervisor<'_, '_> {
         }
     }
 
-    /// Ends init, and with it every process of its pid namespace.
-    fn kill_all(&self) {
-        // It may have ended by itself meanwhile.
-        pidfd_kill(self.nest.init.pidfd.as_fd()).ok();
-        if let Some(cgroup) = &self.nest.cgroup {
-            cgroup.kill();
+    /// Takes a warm run's message: an answer, if it is one and the kernel has counted nothing that speaks against it. Else the
+    /// line is cut, so that a guest whose end is to be believed has to end; `false` then.
+    fn hear_answer(&mut self) -> bool {
+        let Some(line) = &self.line else { return false };
+        if let Some(document) = line.hear(self.channels.result.as_ref()) {
+            let counters = line.meter.map(Meter::read);
+            if counters.is_none_or(|counters| counters.oom_kills == 0) {
+                self.evidence.counters = counters;
+                self.evidence.answer = Some(document);
+                return true;
+            }
         }
+        line.cut();
+        false
     }
 
     /// Waits until the pid namespace is empty: init's end is announced only then.
     fn reap(&mut self) -> Result<(), Error> {
-        let deadline = Instant::now() + REAP_PATIENCE;
-        loop {
-            let mut set = [PollFd::new(self.nest.init.pidfd.as_fd(), PollFlags::POLLIN)];
-            poll(&mut set, Some(deadline))?;
-            if ready(&set[0]) {
-                break;
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Unreaped);
-            }
-        }
+        self.nest.wait_empty()?;
         // execve(2) gave init the exit signal SIGCHLD, so a host that waits for any child may have reaped it first. Its end is
         // known by the pidfd all the same.
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::__WALL;
@@ -403,51 +437,59 @@ impl Supervisor<'_, '_> {
 
     /// One message of init; `None` at the end of its socket.
     fn receive(&mut self) -> Result<Option<Report>, Error> {
-        let mut bytes = [0; size_of::<Report>()];
-        let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
-        let mut buffers = [io::IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = match recvmsg::<()>(self.nest.control.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
-            Ok(message) => message,
-            Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
-            Err(nix::errno::Errno::EAGAIN) => return Ok(None),
-            Err(errno) => return Err(Error::Supervisor { step: "hear from init", source: errno.into() }),
-        };
-        let mut received: Vec<OwnedFd> = Vec::new();
-        for control in message.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                received = fds.into_iter().map(adopt).collect();
-            }
-        }
-        if message.bytes < bytes.len() {
-            return Ok(None);
-        }
-        let word = |i: usize| bytes[4 * i..4 * i + 4].try_into().map_or(0, u32::from_ne_bytes);
-        let report = Report {
-            kind: word(0),
-            index: word(1),
-            errno: word(2).cast_signed(),
-            code: word(3).cast_signed(),
-            status: word(4).cast_signed(),
-        };
+        let Some((report, descriptor)) = hear(self.nest.control.as_fd())? else { return Ok(None) };
         match report.kind {
-            REPORT_LISTENER => self.listener = received.pop(),
-            REPORT_OUTPUT => self.evidence.output = received.pop(),
+            REPORT_LISTENER => self.listener = descriptor,
+            REPORT_OUTPUT => self.evidence.output = descriptor,
             _ => {}
         }
         Ok(Some(report))
     }
 }
 
-fn end(report: Report) -> End {
+/// A message that waits on a control socket, and the descriptor that it carries; `None` where there is none, or never will be.
+pub(crate) fn hear(control: BorrowedFd<'_>) -> Result<Option<(Report, Option<OwnedFd>)>, Error> {
+    let mut bytes = [0; size_of::<Report>()];
+    let mut space = cmsg_space!([std::os::fd::RawFd; 1]);
+    let mut buffers = [io::IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = match recvmsg::<()>(control.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
+        Ok(message) => message,
+        Err(nix::errno::Errno::ECONNRESET | nix::errno::Errno::EAGAIN) => return Ok(None),
+        Err(errno) => return Err(Error::Supervisor { step: "hear from init", source: errno.into() }),
+    };
+    let mut received: Vec<OwnedFd> = Vec::new();
+    for control in message.cmsgs().into_iter().flatten() {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            received = fds.into_iter().map(adopt).collect();
+        }
+    }
+    if message.bytes < bytes.len() {
+        return Ok(None);
+    }
+    let word = |i: usize| bytes[4 * i..4 * i + 4].try_into().map_or(0, u32::from_ne_bytes);
+    let report = Report {
+        kind: word(0),
+        index: word(1),
+        errno: word(2).cast_signed(),
+        code: word(3).cast_signed(),
+        status: word(4).cast_signed(),
+    };
+    Ok(Some((report, received.pop())))
+}
+
+/// How the guest's main process ended, by such a report.
+pub(crate) fn end(report: Report) -> End {
     if report.code == libc::CLD_EXITED { End::Exited(report.status) } else { End::Signalled(report.status) }
 }
 
-fn failed(plan: &Plan, report: Report) -> Error {
-    Error::Step { step: plan.step(report.index).to_owned(), source: io::Error::from_raw_os_error(report.errno) }
+/// The step that failed, by its executor's report.
+pub(crate) fn failed<'p>(plan: impl Into<Option<&'p Plan>>, report: Report) -> Error {
+    let step = plan.into().map_or("start the guest's process", |plan| plan.step(report.index)).to_owned();
+    Error::Step { step, source: io::Error::from_raw_os_error(report.errno) }
 }
 
-fn ready(fd: &PollFd<'_>) -> bool {
+pub(crate) fn ready(fd: &PollFd<'_>) -> bool {
     fd.any().unwrap_or(false)
 }
 
@@ -457,7 +499,7 @@ fn has_input(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Sleeps until one is ready, or `until`; a signal's interruption counts as neither.
-fn poll(set: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Error> {
+pub(crate) fn poll(set: &mut [PollFd<'_>], until: Option<Instant>) -> Result<(), Error> {
     loop {
         let timeout = until.map(|until| TimeSpec::from(until.saturating_duration_since(Instant::now())));
         match ppoll(set, timeout, None) {

@@ -30,11 +30,15 @@ pub(crate) const NAMESPACES: u64 = (libc::CLONE_NEWUSER
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const STACK: usize = 64 * 1024;
 /// What init needs inside its user namespace until the guest starts: to mount, to become the guest's user and to empty
-/// the bounding set. It gets them through `execve` as ambient capabilities, and nothing else.
-const INIT_CAPABILITIES: u64 = 1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SETPCAP | 1 << CAP_SYS_ADMIN;
+/// the bounding set; and a zygote, to enter the namespaces of slots (setns(2) asks for
+/// CAP_SYS_CHROOT, and for CAP_SYS_PTRACE over an init that is not dumpable). It gets them through `execve` as ambient capabilities, and nothing else.
+const INIT_CAPABILITIES: [u64; 6] =
+    [CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_PTRACE, CAP_SYS_ADMIN];
 const CAP_SETGID: u64 = 6;
 const CAP_SETUID: u64 = 7;
 const CAP_SETPCAP: u64 = 8;
+const CAP_SYS_CHROOT: u64 = 18;
+const CAP_SYS_PTRACE: u64 = 19;
 const CAP_SYS_ADMIN: u64 = 21;
 
 /// What to start.
@@ -243,7 +247,7 @@ const CLOSE_RANGE_CLOEXEC: u64 = 4;
 /// Makes init's capabilities ambient: its user has no root in the namespace, so `execve` would drop them.
 fn keep_capabilities() -> i32 {
     let header = [0x2008_0522_u32, 0]; // _LINUX_CAPABILITY_VERSION_3, this task.
-    let low = INIT_CAPABILITIES as u32;
+    let low = INIT_CAPABILITIES.iter().fold(0, |set, capability| set | 1_u32 << capability);
     let sets = [low, low, low, 0, 0, 0];
     // SAFETY: header and sets have the kernel's layout and outlive the calls; raw, so this task alone changes.
     unsafe {
@@ -251,7 +255,7 @@ fn keep_capabilities() -> i32 {
         if result < 0 {
             return -result as i32;
         }
-        for capability in [CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN] {
+        for capability in INIT_CAPABILITIES {
             let raise = libc::PR_CAP_AMBIENT_RAISE as u64;
             let result = raw(libc::SYS_prctl, [libc::PR_CAP_AMBIENT as u64, raise, capability, 0, 0, 0]);
             if result < 0 {

@@ -1,7 +1,8 @@
 //! The set-up program that pid 1 of a sandbox executes: a flat list of system calls, built and checked by the supervisor.
 //!
-//! Shared, word for word, by the supervisor (`sandbox::plan` writes it) and the freestanding init (`sys/init/main.rs`
-//! executes it). One message on the control socket holds it all, and carries the descriptors (SCM_RIGHTS):
+//! Shared, word for word, by the supervisor (`sandbox::plan` writes it) and those who execute it (`sys/init/execute.rs`):
+//! the freestanding init and the pool's zygote. One message on the control socket holds it all, and carries the
+//! descriptors (SCM_RIGHTS):
 //!
 //! ```text
 //! Header | Op * (setup + guest) | u32 * relocations | data
@@ -10,7 +11,7 @@
 //! Native byte order and layout: both ends are one build on one machine.
 
 /// First word of a program; a build's init refuses any other.
-pub const MAGIC: u32 = 0x6e73_0001;
+pub const MAGIC: u32 = 0x6e73_0002;
 /// Largest program in bytes; init reads it into a static buffer.
 pub const MAX_PROGRAM: usize = 192 * 1024;
 /// Registers that hold what earlier calls returned (descriptors).
@@ -53,6 +54,10 @@ pub struct Header {
     pub data: u32,
     /// Register of a pidfd of the supervisor: readable once it is dead.
     pub supervisor: u32,
+    /// Register of the socket on which this program's reports go to the supervisor.
+    pub control: u32,
+    /// `CLONE_NEW*` of the process that executes this program, where init starts one for it (a slot's init).
+    pub namespaces: u32,
 }
 
 /// One system call.
@@ -84,6 +89,10 @@ pub const REPORT_LISTENER: u32 = 4;
 
 /// This message carries the guest's /output folder (SCM_RIGHTS).
 pub const REPORT_OUTPUT: u32 = 5;
+/// This message carries a pidfd of the slot's init (SCM_RIGHTS); see `Header::namespaces`.
+pub const REPORT_SPAWNED: u32 = 6;
+/// This message carries the slot's network namespace (SCM_RIGHTS).
+pub const REPORT_NETWORK: u32 = 7;
 
 /// What the supervisor says: start the guest.
 pub const COMMAND_GO: u32 = 1;

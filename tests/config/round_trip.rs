@@ -57,10 +57,13 @@ fn any_config() -> impl Strategy<Value = Config> {
     let flags = any::<(bool, bool, bool, bool)>();
     (
         (words(), flags, name(), name(), (path(), path(), path())),
-        (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, text(), alerts, rotation),
+        (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, (text(), name()), alerts, rotation),
     )
         .prop_map(
-            |((words, flags, image, seccomp, paths), (limits, env, seed, preload, docker, alerts, rotation))| Config {
+            |(
+                (words, flags, image, seccomp, paths),
+                (limits, env, seed, preload, (docker, warm_up), alerts, rotation),
+            )| Config {
                 enabled: flags.0,
                 backend: words.2,
                 fallback: words.0,
@@ -76,6 +79,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                 seed,
                 warm: flags.3,
                 preload,
+                warm_up,
                 event_log: paths.2.map(PathBuf::from),
                 event_log_max: rotation.0,
                 event_log_keep: rotation.1,

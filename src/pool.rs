@@ -1,0 +1,367 @@
+//! Interpreters that have imported everything already: an isolated run at the price of a function call.
+//!
+//! A pool keeps slots ready, each a fork of one zygote behind every layer of a cold run (see `sandbox/slot.rs`). A run takes
+//! one, uses it once, and leaves its killing and the making of the next to the pool's own threads. What differs from a cold
+//! run is said in [`Outcome::ended`]: `answered`, where the script's good end was taken from its answer and the kernel's
+//! counters, before its process was gone.
+//!
+//! A run with inputs, artifacts or a standard input has a slot made for it, by a fork at that moment.
+
+mod builder;
+mod keeper;
+mod maker;
+mod submit;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use builder::{Builder, Drained};
+pub use submit::Handle;
+
+use crate::config::Config;
+use crate::outcome::{Outcome, Verdict};
+use crate::sandbox::slot::{Order, Slot};
+use crate::sandbox::zygote::Zygote;
+use crate::sandbox::{self, Cancel, Sandbox, Script, Watch};
+
+/// How often a run that waits looks whether it was cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Slots that may die under a run's hands, before it is said that none can be had.
+const ATTEMPTS: usize = 3;
+
+/// Why there is no pool.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The sandbox, or the interpreter that slots are forked from; a module of `preload` that cannot be imported is named.
+    #[error("failed to start the warm pool")]
+    Start(#[source] sandbox::Error),
+    /// A thread of the pool's own.
+    #[error("failed to start a thread of the warm pool")]
+    Thread(#[source] std::io::Error),
+    /// A size that makes no sense.
+    #[error("a pool cannot have {asked}: {allowed}")]
+    Size {
+        /// What was asked for.
+        asked: String,
+        /// What there can be.
+        allowed: &'static str,
+    },
+}
+
+impl Error {
+    /// A stable name of the failure, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Start(_) => "pool-start",
+            Self::Thread(_) => "pool-thread",
+            Self::Size { .. } => "pool-size",
+        }
+    }
+}
+
+/// Serves any number of runs, from any number of threads. Dropped, it waits for its runs and leaves nothing.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the pool's threads share with its callers.
+#[derive(Debug)]
+struct Shared {
+    sandbox: Sandbox,
+    settings: Builder,
+    state: Mutex<State>,
+    /// For makers: a slot is to be made or ended.
+    work: Condvar,
+    /// For the keeper: a zygote is to be started, or none ever again.
+    succession: Condvar,
+    /// For runs: a slot is ready, or never will be.
+    ready: Condvar,
+    jobs: submit::Jobs,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    zygote: Option<Current>,
+    /// Why there is no zygote, once the keeper has given up.
+    broken: Option<String>,
+    /// Why the last slot could not be made.
+    refused: Option<String>,
+    /// Whether the keeper is to start the next zygote.
+    rotate: bool,
+    slots: VecDeque<Slot>,
+    used: Vec<Slot>,
+    /// Slots that are being made, in use, or being ended.
+    making: usize,
+    running: usize,
+    ending: usize,
+    waiting: usize,
+    closing: bool,
+    counts: Counts,
+}
+
+/// The zygote that slots are made of.
+#[derive(Debug)]
+struct Current {
+    zygote: Arc<Zygote>,
+    generation: u64,
+    since: Instant,
+    /// Slots made of it.
+    made: u64,
+}
+
+/// What a pool has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Slots made.
+    pub slots: u64,
+    /// Of these, slots made for one run, at its request.
+    pub forked: u64,
+    /// Zygotes started.
+    pub zygotes: u64,
+    /// Zygotes that died by themselves.
+    pub crashes: u64,
+}
+
+impl State {
+    /// Slots that take memory and processes, of whatever state.
+    fn alive(&self) -> usize {
+        self.slots.len() + self.used.len() + self.making + self.running + self.ending
+    }
+
+    /// A slot that is ready, of a zygote that has a successor; one at a time, while the others serve.
+    fn outdated(&mut self) -> Option<Slot> {
+        let current = Arc::clone(&self.zygote.as_ref()?.zygote);
+        let is_old = self.making == 0 && self.slots.front().is_some_and(|slot| !slot.is_of(&current));
+        if is_old { self.slots.pop_front() } else { None }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A slot in a run's hands: counted, and given back for its end.
+struct Taken<'p> {
+    shared: &'p Shared,
+    slot: Option<Slot>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.running -= 1;
+        state.used.extend(self.slot.take());
+        drop(state);
+        self.shared.work.notify_one();
+    }
+}
+
+impl Pool {
+    /// A pool by `config`, of the size that suits this machine.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new(config: Config) -> Result<Self, Error> {
+        Self::builder(config).build()
+    }
+
+    /// A pool by `config`, to be sized.
+    #[must_use]
+    pub fn builder(config: Config) -> Builder {
+        Builder::new(config)
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.lock().counts
+    }
+
+    /// How many slots are ready for a run at this moment.
+    #[must_use]
+    pub fn ready(&self) -> usize {
+        self.shared.lock().slots.len()
+    }
+
+    /// Runs one script to its end, watched.
+    ///
+    /// Never fails: a run that could not begin is an outcome of verdict `unavailable`, whose message says why.
+    pub fn run(&self, script: impl Into<Script>, watch: Watch<'_>) -> Outcome {
+        self.shared.run(script.into(), watch)
+    }
+}
+
+impl Shared {
+    fn run(&self, script: Script, watch: Watch<'_>) -> Outcome {
+        let (task, order) = match self.sandbox.admit(script) {
+            Ok(admitted) => admitted,
+            Err(rejected) => return *rejected,
+        };
+        let begun = Instant::now();
+        let mut order = order.is_special().then_some(order);
+        for _ in 0..ATTEMPTS {
+            let taken = match order.take() {
+                Some(order) => self.fork(order, watch.cancel.as_ref()),
+                None => self.take(watch.cancel.as_ref()),
+            };
+            let mut taken = match taken {
+                Ok(taken) => taken,
+                Err(refused) => return *refused,
+            };
+            let Some(slot) = taken.slot.as_mut() else { break };
+            let got = Instant::now();
+            // Nothing of the script has run where its slot was dead already.
+            if slot.ask(&task).is_err() {
+                continue;
+            }
+            let mut outcome = self.sandbox.watch_slot(slot, &task, watch);
+            drop(taken);
+            outcome.timings.queue_ms = (got - begun).as_secs_f64() * 1e3;
+            if outcome.verdict == Verdict::Violation {
+                self.suspect();
+            }
+            return outcome;
+        }
+        *self.unavailable("the slots that were to serve it died before it began")
+    }
+
+    /// A slot that is ready, as soon as there is one.
+    fn take(&self, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
+        let deadline = Instant::now() + self.settings.patience;
+        let mut state = self.lock();
+        let mut waits = false;
+        loop {
+            let found = if let Some(slot) = state.slots.pop_front() {
+                if slot.is_alive() {
+                    state.running += 1;
+                    Some(Ok(Taken { shared: self, slot: Some(slot) }))
+                } else {
+                    state.used.push(slot);
+                    self.work.notify_one();
+                    continue;
+                }
+            } else if let Some(why) = state.broken.clone() {
+                Some(Err(self.unavailable(&why)))
+            } else if state.closing {
+                Some(Err(self.unavailable("the pool is closing")))
+            } else if !waits && state.waiting >= self.settings.queue {
+                Some(Err(self.unavailable(&format!("{} runs are waiting for the pool already", state.waiting))))
+            } else if self.settings.drained == Drained::Reject {
+                Some(Err(self.unavailable("no slot of the pool is ready")))
+            } else if self.settings.drained == Drained::Fork
+                && state.alive() < self.settings.most
+                && state.zygote.is_some()
+            {
+                if waits {
+                    state.waiting -= 1;
+                }
+                drop(state);
+                return self.fork(Order::default(), cancel);
+            } else if Instant::now() >= deadline {
+                let why = state.refused.as_deref().unwrap_or("too many runs want one");
+                Some(Err(self.unavailable(&format!("no slot of the pool became ready in time: {why}"))))
+            } else if cancel.is_some_and(Cancel::is_cancelled) {
+                Some(Err(Box::new(self.cancelled())))
+            } else {
+                None
+            };
+            if let Some(found) = found {
+                if waits {
+                    state.waiting -= 1;
+                }
+                drop(state);
+                self.work.notify_one();
+                return found;
+            }
+            if !waits {
+                waits = true;
+                state.waiting += 1;
+            }
+            let nap = if cancel.is_some() { LOOK_EVERY } else { deadline.saturating_duration_since(Instant::now()) };
+            (state, _) = self.ready.wait_timeout(state, nap).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A slot made to order, at this moment.
+    fn fork(&self, order: Order, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
+        let deadline = Instant::now() + self.settings.patience;
+        let mut state = self.lock();
+        let zygote = loop {
+            if let Some(why) = state.broken.clone() {
+                return Err(self.unavailable(&why));
+            }
+            if cancel.is_some_and(Cancel::is_cancelled) {
+                return Err(Box::new(self.cancelled()));
+            }
+            // One that is ready makes room.
+            let has_room = state.alive() - state.slots.len() < self.settings.most;
+            match &mut state.zygote {
+                Some(current) if has_room => {
+                    current.made += 1;
+                    break Arc::clone(&current.zygote);
+                }
+                _ if Instant::now() >= deadline => return Err(self.unavailable("the pool is full")),
+                _ => (state, _) = self.ready.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        state.running += 1;
+        state.counts.slots += 1;
+        state.counts.forked += 1;
+        drop(state);
+        let mut taken = Taken { shared: self, slot: None };
+        match self.sandbox.slot(&zygote, order) {
+            Ok(slot) => {
+                taken.slot = Some(slot);
+                Ok(taken)
+            }
+            Err(error) => Err(self.unavailable(&sandbox::chain(&error))),
+        }
+    }
+
+    /// A slot did what strategies do not do: the next ones come of another zygote, unless this one is young.
+    fn suspect(&self) {
+        let mut state = self.lock();
+        if state.zygote.as_ref().is_some_and(|current| current.since.elapsed() > self.settings.suspicion) {
+            state.rotate = true;
+            self.succession.notify_one();
+        }
+    }
+
+    fn unavailable(&self, why: &str) -> Box<Outcome> {
+        Box::new(sandbox::unavailable(&self.settings.config.image, why))
+    }
+
+    fn cancelled(&self) -> Outcome {
+        let config = &self.settings.config;
+        sandbox::failed_run(config, &config.image, &sandbox::Error::cancelled())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.close_jobs();
+        let mut state = self.shared.lock();
+        state.closing = true;
+        let slots = std::mem::take(&mut state.slots);
+        state.used.extend(slots);
+        state.zygote = None;
+        drop(state);
+        self.shared.work.notify_all();
+        self.shared.succession.notify_one();
+        self.shared.ready.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has nothing left to end.
+            thread.join().ok();
+        }
+    }
+}

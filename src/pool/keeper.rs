@@ -1,0 +1,147 @@
+//! The threads that keep zygotes: one for each, from its start to its death, and one that sees to successors.
+//!
+//! A zygote's thread outlives it because the host ids of its slots are the thread's: nobody else has them meanwhile.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Current, Error, Shared};
+use crate::sandbox::slot::{Order, Slot};
+use crate::sandbox::{self, zygote::Zygote};
+
+/// Zygotes that may fail one after the other before the pool gives up.
+const MOST_FAILURES: u32 = 3;
+/// A zygote that lives so long is none of them.
+const GOOD_AGE: Duration = Duration::from_secs(10);
+
+/// Starts the first zygote and a slot of it, then the thread that sees to the next ones.
+pub(super) fn start(shared: &Arc<Shared>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), Error> {
+    let (zygote, thread) = hatch(shared)?;
+    threads.push(thread);
+    let slot = shared.sandbox.slot(&zygote, Order { warm: true, ..Order::default() }).map_err(Error::Start)?;
+    drop(zygote);
+    let mut state = shared.lock();
+    state.slots.push_back(slot);
+    state.counts.slots += 1;
+    drop(state);
+    let owner = Arc::clone(shared);
+    let successor = thread::Builder::new().name("nsbox-successor".to_owned()).spawn(move || owner.succeed());
+    threads.push(successor.map_err(Error::Thread)?);
+    Ok(())
+}
+
+/// Starts a zygote in a thread of its own, and makes it the one that slots are made of.
+fn hatch(shared: &Arc<Shared>) -> Result<(Arc<Zygote>, JoinHandle<()>), Error> {
+    let (sender, receiver) = sync_channel(1);
+    let owner = Arc::clone(shared);
+    let thread = thread::Builder::new().name("nsbox-keeper".to_owned()).spawn(move || owner.keep(&sender));
+    let thread = thread.map_err(Error::Thread)?;
+    let lost = || Err(sandbox::Error::Unsupported("the zygote's thread ended".to_owned()));
+    let zygote = receiver.recv().unwrap_or_else(|_| lost()).map_err(Error::Start)?;
+    Ok((zygote, thread))
+}
+
+impl Shared {
+    /// A zygote's whole life.
+    fn keep(&self, born: &SyncSender<Result<Arc<Zygote>, sandbox::Error>>) {
+        let most = u32::try_from(self.settings.most).unwrap_or(u32::MAX);
+        let hatched = self.sandbox.zygote(most).and_then(|zygote| {
+            let end = zygote.end().try_clone();
+            let end = end.map_err(|source| sandbox::Error::Step { step: "watch the zygote".to_owned(), source })?;
+            Ok((Arc::new(zygote), end))
+        });
+        let (zygote, end) = match hatched {
+            Ok(hatched) => hatched,
+            Err(error) => {
+                // Nobody waits for it where the pool has been dropped meanwhile.
+                born.send(Err(error)).ok();
+                return;
+            }
+        };
+        let mut state = self.lock();
+        state.counts.zygotes += 1;
+        let generation = state.counts.zygotes;
+        state.zygote = (!state.closing).then(|| Current {
+            zygote: Arc::clone(&zygote),
+            generation,
+            since: Instant::now(),
+            made: 0,
+        });
+        drop(state);
+        self.work.notify_all();
+        born.send(Ok(zygote)).ok();
+        wait(&end);
+        let mut state = self.lock();
+        if state.zygote.as_ref().is_some_and(|current| current.generation == generation) {
+            state.counts.crashes += 1;
+            state.zygote = None;
+            let (alive, dead): (Vec<_>, Vec<_>) = state.slots.drain(..).partition(Slot::is_alive);
+            state.slots = alive.into();
+            state.used.extend(dead);
+            drop(state);
+            self.work.notify_all();
+            self.succession.notify_one();
+        }
+    }
+
+    /// Starts the next zygote where one has died, or has served its time.
+    fn succeed(self: &Arc<Self>) {
+        let mut threads = Vec::new();
+        let mut failures = 0;
+        let mut begun = Instant::now();
+        let mut state = self.lock();
+        loop {
+            if state.closing {
+                break;
+            }
+            let died = state.zygote.is_none();
+            if !died && !state.rotate {
+                state = self.succession.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.rotate = false;
+            drop(state);
+            failures = if begun.elapsed() > GOOD_AGE || !died { 0 } else { failures + 1 };
+            begun = Instant::now();
+            let hatched = if failures <= MOST_FAILURES { hatch(self).map(|(_, thread)| thread) } else { break_off() };
+            state = self.lock();
+            match hatched {
+                Ok(thread) => threads.push(thread),
+                Err(error) if died => {
+                    state.broken = Some(sandbox::chain(&error));
+                    self.ready.notify_all();
+                    break;
+                }
+                // The old one goes on for as many slots again.
+                Err(_) => state.zygote.iter_mut().for_each(|current| current.made = 0),
+            }
+            threads.retain(|thread| !thread.is_finished());
+        }
+        drop(state);
+        for thread in threads {
+            // A thread that panicked has nothing left to end.
+            thread.join().ok();
+        }
+    }
+}
+
+fn break_off() -> Result<JoinHandle<()>, Error> {
+    let why = format!("the pool's interpreter died {MOST_FAILURES} times within seconds of its start");
+    Err(Error::Start(sandbox::Error::Unsupported(why)))
+}
+
+/// Sleeps until the process behind a pidfd is dead.
+fn wait(pidfd: &OwnedFd) {
+    loop {
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! A place for one warm run: a fork of the zygote in namespaces, a file system and a cgroup of its own, behind every layer
+//! that a cold run has; made ahead, used once.
+//!
+//! Its init is made by the zygote's init and mounts what is the slot's own; the zygote forks into its pid namespace, and the
+//! fork enters the rest, gives everything up and waits for a request. One thing is used again: the network namespace, once
+//! every process that was in it is gone, for it costs as much as all the others and holds nothing (no interface is up, and
+//! nobody can put one up).
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::account::{Account, longest_document};
+use super::cgroup::Cgroup;
+use super::channels::{Channels, Supervised};
+use super::line::{self, Line, Nonce, Request};
+use super::meter::{Counters, Meter};
+use super::mounts::Private;
+use super::nest::Nest;
+use super::plan::{Arg, Plan, literal};
+use super::script::{Script, Stdin, Watch};
+use super::supervise::{self, Evidence, Supervisor, end, failed as step_failed, hear, poll, ready};
+use super::zygote::Zygote;
+use super::{Error, Sandbox, caps, failed, guest, landlock, rlimits};
+use crate::config::Limits;
+use crate::outcome::{Enforced, Outcome};
+use crate::sys::clone::Init;
+use crate::sys::program::{
+    REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_NETWORK, REPORT_OUTPUT, REPORT_READY, REPORT_SPAWNED, Report,
+};
+
+/// The namespaces that every slot's init makes.
+const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+/// Those of them that the guest enters.
+const ENTERED: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+
+/// What a slot is made with. The default serves any script that needs nothing of the host.
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    pub inputs: Vec<(String, PathBuf)>,
+    pub output: bool,
+    pub stdin: Stdin,
+    /// Whether it runs the warm-up script before it is ready.
+    pub warm: bool,
+}
+
+/// A slot that is ready, or was; dropped, all of it is killed and removed.
+pub(crate) struct Slot {
+    nest: Option<Nest>,
+    channels: Option<Supervised>,
+    line: OwnedFd,
+    listener: Option<OwnedFd>,
+    output: Option<OwnedFd>,
+    network: Option<OwnedFd>,
+    meter: Option<Meter>,
+    /// What the cgroup had counted before the request.
+    before: Counters,
+    enforced: Enforced,
+    zygote: Arc<Zygote>,
+    inputs: Vec<(String, PathBuf)>,
+    /// Once it has its request: its nonce, and when that was.
+    asked: Option<(Nonce, Instant)>,
+}
+
+/// A script that was let through, in a slot's terms.
+#[derive(Debug)]
+pub(crate) struct Task {
+    /// `__file__` in the guest.
+    file: String,
+    text: Vec<u8>,
+    args: Vec<String>,
+    artifacts: Option<PathBuf>,
+    check: Duration,
+}
+
+impl Order {
+    /// Whether only a slot that is made for it can serve it.
+    pub(crate) fn is_special(&self) -> bool {
+        self.output || !self.inputs.is_empty() || matches!(self.stdin, Stdin::Stream(_))
+    }
+}
+
+impl Slot {
+    /// Whether it can be given a request still: its guest and its init are there.
+    pub(crate) fn is_alive(&self) -> bool {
+        let Some(nest) = &self.nest else { return false };
+        let mut set = [
+            PollFd::new(nest.init.pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(nest.control.as_fd(), PollFlags::POLLIN),
+        ];
+        poll(&mut set, Some(Instant::now())).is_ok() && !set.iter().any(ready)
+    }
+
+    /// Whether it is a fork of this zygote.
+    pub(crate) fn is_of(&self, zygote: &Arc<Zygote>) -> bool {
+        Arc::ptr_eq(&self.zygote, zygote)
+    }
+
+    /// Gives it its request. Where that fails, nothing of the script has run.
+    pub(crate) fn ask(&mut self, task: &Task) -> io::Result<()> {
+        let mut nonce = Nonce::default();
+        File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+        let request = Request {
+            // What is left in /output is read when nobody writes to it any more.
+            answer: task.artifacts.is_none(),
+            source: &task.text,
+            file: &task.file,
+            args: &task.args,
+            inputs: self.inputs.iter().map(|(name, _)| name.as_str()).collect(),
+        };
+        request.send(self.line.as_fd(), &nonce)?;
+        self.asked = Some((nonce, Instant::now()));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot").field("nest", &self.nest).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let Some(nest) = self.nest.take() else { return };
+        nest.kill();
+        let empty = nest.wait_empty().is_ok();
+        drop(nest);
+        if let Some(network) = self.network.take().filter(|_| empty) {
+            self.zygote.give_network(network);
+        }
+    }
+}
+
+impl Sandbox {
+    /// Makes a slot of `zygote`, ready for its request.
+    pub(crate) fn slot(&self, zygote: &Arc<Zygote>, order: Order) -> Result<Slot, Error> {
+        let deadline = Instant::now() + self.config.limits.setup_timeout;
+        let mut account = Account::of_slot(self, Enforced::default(), zygote.host_ids);
+        account.rlimits.clone_from(&zygote.rlimits);
+        let (control, theirs) = line::open().map_err(failed("open the control socket"))?;
+        let (line, far_line) = line::open().map_err(failed("open the line to the slot"))?;
+        let channels = Channels::of_slot(order.stdin, far_line).map_err(failed("open the pipes of the slot"))?;
+        line::prepare(&line, order.warm && zygote.warms).map_err(failed("write to the slot"))?;
+
+        let mut network = zygote.take_network();
+        let private = self.private(&order.inputs, order.output, zygote.host_ids)?;
+        let mut plan = Self::plan_slot_init(zygote, theirs.as_raw_fd(), network.as_ref(), &private);
+        self.ground.send(&mut plan, &zygote.nest.control)?;
+        let cgroup = self.slot_cgroup()?;
+        let (mut init, mut output, mut is_ready) = (None, None, false);
+        while init.is_none() || !is_ready {
+            let (report, descriptor) = self.hear_from(zygote, &control, &plan, deadline)?;
+            match (report.kind, descriptor) {
+                (REPORT_SPAWNED, Some(pidfd)) => init = Some(Init { pidfd, pid: 0, in_cgroup: false, clone3: false }),
+                (REPORT_NETWORK, descriptor) => network = descriptor,
+                (REPORT_OUTPUT, descriptor) => output = descriptor,
+                (REPORT_READY, _) => is_ready = true,
+                _ => {}
+            }
+        }
+        let Some(init) = init else { return Err(supervise::Error::InitDied.into()) };
+
+        let nest = Nest::of_slot(init, control, cgroup)?;
+        let mut plan = self.plan_slot_guest(theirs.as_raw_fd(), &nest, &channels, &zygote.rlimits, order.output);
+        self.ground.send(&mut plan, &zygote.socket)?;
+        account.armed(nest.cgroup.as_ref());
+        let enforced = account.into_enforced();
+        let meter = nest.cgroup.as_ref().map(Cgroup::meter);
+        let mut slot = Slot {
+            nest: Some(nest),
+            channels: Some(channels.detach().map_err(failed("start a thread for the script's standard input"))?),
+            line,
+            listener: None,
+            output,
+            network,
+            meter,
+            before: Counters::default(),
+            enforced,
+            zygote: Arc::clone(zygote),
+            inputs: order.inputs,
+            asked: None,
+        };
+        drop(theirs);
+        self.await_guest(&mut slot, &plan, deadline)?;
+        slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
+        Ok(slot)
+    }
+
+    /// Checks a script; an outcome where it is refused.
+    pub(crate) fn admit(&self, script: Script) -> Result<(Task, Order), Box<Outcome>> {
+        let mut account = Account::of_slot(self, Enforced::default(), (0, 0));
+        let Script { name: shown, source, args, inputs, stdin, artifacts, iteration: _ } = script;
+        let text = if self.config.check {
+            match self.checked(&source, &shown, &mut account) {
+                Ok(text) => text,
+                Err(report) => return Err(Box::new(account.rejected(&report))),
+            }
+        } else {
+            source
+        };
+        let order = Order { inputs, output: artifacts.is_some(), stdin, warm: false };
+        Ok((Task { file: guest::script_path(&shown), text, args, artifacts, check: account.check }, order))
+    }
+
+    /// Watches the script that `slot` was given to its end. The slot is of no more use then, and may be dropped at leisure.
+    pub(crate) fn watch_slot(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>) -> Outcome {
+        self.account_for(self.watch_to_the_end(slot, task, watch))
+    }
+
+    fn watch_to_the_end(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>) -> Result<Outcome, Error> {
+        let (Some(nest), Some(channels), Some((nonce, started))) =
+            (slot.nest.take(), slot.channels.take(), slot.asked.take())
+        else {
+            return Err(failed("watch a slot")(std::io::Error::other("it has not been asked")));
+        };
+        let mut account = Account::of_slot(self, std::mem::take(&mut slot.enforced), slot.zygote.host_ids);
+        account.check = task.check;
+        let mut supervisor = Supervisor {
+            nest,
+            channels,
+            cancel: watch.cancel.as_ref().map(super::Cancel::descriptor),
+            limits: &self.config.limits,
+            program: &self.program,
+            sink: watch.sink,
+            listener: slot.listener.take(),
+            line: Some(Line {
+                socket: slot.line.as_fd(),
+                nonce,
+                meter: slot.meter.as_ref(),
+                most: longest_document(self.config.limits.result),
+            }),
+            evidence: Evidence { started: Some(started), output: slot.output.take(), ..Evidence::default() },
+        };
+        let watched = supervisor.run_warm(started + self.config.limits.timeout);
+        // What is left of the slot ends with it.
+        slot.nest = Some(supervisor.nest);
+        let evidence = watched?;
+        let counters = evidence.counters.or_else(|| slot.meter.as_ref().map(Meter::read));
+        let counters = counters.map(|counters| since(counters, slot.before));
+        Ok(account.close(evidence, counters, task.artifacts.as_deref()))
+    }
+
+    /// What the slot has for itself, but for what it copies of the zygote's.
+    fn private(&self, inputs: &[(String, PathBuf)], output: bool, guest: (u32, u32)) -> Result<Private, Error> {
+        let limits = &self.config.limits;
+        Ok(Private {
+            late_binds: Vec::new(),
+            inputs: self.inputs(inputs, guest)?,
+            disk: (limits.disk, limits.inodes),
+            output: output.then_some(limits.artifacts),
+        })
+    }
+
+    /// The slot's init stays in the zygote's cgroup, so that a run's own limit of processes is for the run alone.
+    fn slot_cgroup(&self) -> Result<Option<Cgroup>, Error> {
+        let limits = &self.config.limits;
+        let limits = Limits { pids: limits.pids.saturating_sub(1), ..limits.clone() };
+        self.ground.cgroup_with(&limits, self.config.allow_degraded)
+    }
+
+    /// What the slot's init does, in its new namespaces.
+    fn plan_slot_init(zygote: &Zygote, control: i32, network: Option<&OwnedFd>, private: &Private) -> Plan {
+        let mut namespaces = NAMESPACES;
+        if network.is_none() {
+            namespaces |= libc::CLONE_NEWNET;
+        }
+        let mut plan = Plan::of_slot(control, namespaces);
+        if let Some(network) = network {
+            let args = [Arg::Fd(network.as_raw_fd()), Arg::Value(libc::CLONE_NEWNET as u64)];
+            plan.call("enter the network namespace", libc::SYS_setns, &args);
+        }
+        private.plan_over(&mut plan, &zygote.late);
+        if network.is_none() {
+            let flags = Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64);
+            let args = [Arg::Fd(libc::AT_FDCWD), literal(c"proc/self/ns/net"), flags];
+            let network = plan.open("open the network namespace", libc::SYS_openat, &args);
+            plan.send(REPORT_NETWORK, network);
+            plan.close(network);
+        }
+        caps::plan_clear(&mut plan);
+        plan
+    }
+
+    /// What the zygote does for the slot's guest, and the guest after its fork.
+    fn plan_slot_guest(
+        &self,
+        control: i32,
+        nest: &Nest,
+        channels: &Channels,
+        rlimits: &[rlimits::Rlimit],
+        output: bool,
+    ) -> Plan {
+        let mut plan = Plan::of_slot(control, 0);
+        let init = Arg::Fd(nest.init.pidfd.as_raw_fd());
+        let enter = |flags: libc::c_int| [init, Arg::Value(u64::from(flags.cast_unsigned()))];
+        plan.call("enter the slot's pid namespace", libc::SYS_setns, &enter(libc::CLONE_NEWPID));
+        plan.begin_guest();
+        plan.call("lead a session", libc::SYS_setsid, &[]);
+        nest.plan_entry(&mut plan);
+        plan.call("enter the slot's namespaces", libc::SYS_setns, &enter(ENTERED));
+        let namespace = [Arg::Value(libc::CLONE_NEWCGROUP as u64)];
+        plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
+        plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
+        guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pidfd.as_raw_fd().unsigned_abs() as usize);
+        rlimits::plan_cpu_time(&mut plan, rlimits);
+        let descriptors = channels.guest();
+        descriptors.plan(&mut plan);
+        let control = descriptors.plan_close(&mut plan);
+        guest::plan_unblock(&mut plan);
+        caps::plan_clear(&mut plan);
+        if let Some(abi) = self.landlock {
+            landlock::plan_restrict(&mut plan, abi, output);
+        }
+        self.program.plan(&mut plan);
+        plan.call("close the control socket", libc::SYS_close, &[Arg::Value(control)]);
+        plan
+    }
+
+    /// The next report on a slot's control socket.
+    fn hear_from(
+        &self,
+        zygote: &Zygote,
+        control: &OwnedFd,
+        plan: &Plan,
+        deadline: Instant,
+    ) -> Result<(Report, Option<OwnedFd>), Error> {
+        loop {
+            let mut set =
+                [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(zygote.end().as_fd(), PollFlags::POLLIN)];
+            poll(&mut set, Some(deadline))?;
+            if ready(&set[0]) {
+                match hear(control.as_fd())? {
+                    Some((report, _)) if report.kind == REPORT_FAILED => return Err(step_failed(plan, report).into()),
+                    Some(heard) => return Ok(heard),
+                    None => return Err(supervise::Error::InitDied.into()),
+                }
+            }
+            if ready(&set[1]) {
+                return Err(supervise::Error::InitDied.into());
+            }
+            if Instant::now() >= deadline {
+                return Err(supervise::Error::SetupTimeout(self.config.limits.setup_timeout).into());
+            }
+        }
+    }
+
+    /// Waits until the guest is behind the wall and ready.
+    fn await_guest(&self, slot: &mut Slot, plan: &Plan, deadline: Instant) -> Result<(), Error> {
+        let Some(nest) = &slot.nest else { return Ok(()) };
+        let mut is_ready = false;
+        while slot.listener.is_none() || !is_ready {
+            let mut set = [
+                PollFd::new(nest.control.as_fd(), PollFlags::POLLIN),
+                PollFd::new(slot.line.as_fd(), PollFlags::POLLIN),
+                PollFd::new(slot.zygote.end().as_fd(), PollFlags::POLLIN),
+            ];
+            poll(&mut set, Some(deadline))?;
+            let [said, spoke, died] = [0, 1, 2].map(|i| ready(&set[i]));
+            if said {
+                match hear(nest.control.as_fd())? {
+                    Some((report, listener)) if report.kind == REPORT_LISTENER => slot.listener = listener,
+                    Some((report, _)) if report.kind == REPORT_FAILED => return Err(step_failed(plan, report).into()),
+                    Some((report, _)) if report.kind == REPORT_ENDED => {
+                        let why = format!("it ended ({:?})", end(report));
+                        return Err(Error::Zygote { what: "make a slot".to_owned(), why });
+                    }
+                    _ => {}
+                }
+            } else if spoke {
+                is_ready = line::is_ready(&slot.line).map_err(failed("hear from the slot"))?;
+                if !is_ready {
+                    return Err(supervise::Error::InitDied.into());
+                }
+            } else if died {
+                return Err(supervise::Error::InitDied.into());
+            } else if Instant::now() >= deadline {
+                return Err(supervise::Error::SetupTimeout(self.config.limits.setup_timeout).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was counted after `before`. A peak cannot be told apart: it holds the slot's warm-up too.
+fn since(now: Counters, before: Counters) -> Counters {
+    Counters {
+        cpu_user: now.cpu_user.saturating_sub(before.cpu_user),
+        cpu_system: now.cpu_system.saturating_sub(before.cpu_system),
+        // Init is counted in a cold run's, and left out of the outcome.
+        processes_peak: now.processes_peak.map(|peak| peak + 1),
+        ..now
+    }
+}

@@ -1,0 +1,224 @@
+//! The zygote's extension module `_nsbox`: forks slots by the supervisor's programs, and tells it how they ended.
+//!
+//! Freestanding like init: it needs the interpreter's stable ABI and no C library, so one build serves every CPython from
+//! 3.10 on, of any image. `build.rs` compiles it; the zygote (`rootfs/guest/zygote.py`) loads it:
+//!
+//! ```text
+//! serve(control)        once: takes over the control socket
+//! next() -> bool        waits for a slot's program and executes its first part; False: the supervisor is gone
+//! forked(pid)           in the parent, after os.fork(); -errno where that failed
+//! enter()               in the child: executes the second part; ends the process where that fails
+//! ```
+//!
+//! The fork is Python's own, for its hooks. The child becomes a member of the slot's pid namespace by the program's first
+//! part, a setns(2) that `forked` takes back.
+#![no_std]
+
+use core::ffi::{c_char, c_int, c_long, c_void};
+use core::ptr::{addr_of_mut, null, null_mut};
+
+#[allow(dead_code)]
+mod execute;
+use execute::program::*;
+use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
+
+const OPEN: usize = 2;
+const EXIT_GROUP: usize = 231;
+const PRCTL: usize = 157;
+const SETNS: usize = 308;
+const PR_SET_DUMPABLE: usize = 4;
+const O_CLOEXEC: usize = 0o2_000_000;
+const CLONE_NEWPID: usize = 0x2000_0000;
+/// Slots alive at once; the supervisor asks for fewer.
+const MOST: usize = 1024;
+
+/// What lives from call to call. The interpreter's lock is held in each, and there is one thread.
+struct State {
+    control: usize,
+    signals: usize,
+    /// The zygote's own pid namespace.
+    home: usize,
+    program: Option<Program>,
+    /// The pid of each slot, 0 where there is none, and the socket for the report of its end.
+    slots: [(i32, usize); MOST],
+}
+
+static mut BUFFER: Buffer = Buffer([0; MAX_PROGRAM]);
+static mut STATE: State = State { control: 0, signals: 0, home: 0, program: None, slots: [(0, 0); MOST] };
+
+fn state() -> &'static mut State {
+    // SAFETY: see `State`; no function keeps the reference while it calls another.
+    unsafe { &mut *addr_of_mut!(STATE) }
+}
+
+fn close(fd: usize) {
+    // SAFETY: close takes no pointer.
+    unsafe { syscall(nr::CLOSE, [fd, 0, 0, 0, 0, 0]) };
+}
+
+/// Back to the zygote's own pid namespace, for its own next children.
+fn go_home() {
+    // SAFETY: setns takes no pointer.
+    unsafe { syscall(SETNS, [state().home, CLONE_NEWPID, 0, 0, 0, 0]) };
+}
+
+extern "C" fn serve(_: *mut c_void, control: *mut c_void) -> *mut c_void {
+    // SAFETY: the interpreter passes an object; the path ends with a NUL.
+    unsafe {
+        let control = PyLong_AsLong(control) as usize;
+        occupy(control);
+        let home = syscall(OPEN, [c"/proc/self/ns/pid".as_ptr() as usize, O_CLOEXEC, 0, 0, 0, 0]);
+        let signals = child_signals();
+        if home < 0 || signals < 0 {
+            return PyLong_FromLong(home.min(signals) as c_long);
+        }
+        // Nobody looks into what all slots come from.
+        syscall(PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0, 0]);
+        let state = state();
+        (state.control, state.signals, state.home) = (control, signals as usize, home as usize);
+        PyLong_FromLong(0)
+    }
+}
+
+extern "C" fn next(_: *mut c_void, _: *mut c_void) -> *mut c_void {
+    loop {
+        let State { control, signals, .. } = *state();
+        let [said, ended, _] = wait([control as i32, signals as i32, -1]);
+        if ended {
+            reap(signals, |pid, code, status| {
+                let Some(slot) = state().slots.iter_mut().find(|slot| slot.0 == pid) else { return };
+                report(slot.1, REPORT_ENDED, 0, 0, code, status);
+                close(slot.1);
+                *slot = (0, 0);
+            });
+        }
+        if !said {
+            continue;
+        }
+        // SAFETY: the last program has been executed. The counts are the header's.
+        unsafe {
+            let Some(mut program) = load(control, addr_of_mut!(BUFFER)) else { return PyBool_FromLong(0) };
+            let setup = program.header.setup;
+            if program.execute(0, setup) {
+                state().program = Some(program);
+                return PyBool_FromLong(1);
+            }
+            program.close_passed();
+            go_home();
+        }
+    }
+}
+
+extern "C" fn forked(_: *mut c_void, pid: *mut c_void) -> *mut c_void {
+    go_home();
+    // SAFETY: the interpreter passes an object.
+    let pid = unsafe { PyLong_AsLong(pid) } as i32;
+    if let Some(program) = state().program.take() {
+        // SAFETY: fcntl takes no pointer here.
+        let kept = unsafe { syscall(nr::FCNTL, [program.control, execute::F_DUPFD_CLOEXEC, 0, 0, 0, 0]) };
+        match state().slots.iter_mut().find(|slot| slot.0 == 0) {
+            Some(slot) if pid > 0 && kept >= 0 => *slot = (pid, kept as usize),
+            _ => report(program.control, REPORT_FAILED, u32::MAX, -pid.min(kept as i32).min(0), 0, 0),
+        }
+        program.close_passed();
+    }
+    // SAFETY: the interpreter's lock is held.
+    unsafe { PyBool_FromLong(1) }
+}
+
+extern "C" fn enter(_: *mut c_void, _: *mut c_void) -> *mut c_void {
+    // SAFETY: the counts are the header's; exit_group takes no pointer; the interpreter's lock is held.
+    unsafe {
+        if let Some(mut program) = state().program.take() {
+            let first = program.header.setup;
+            if program.execute(first, first + program.header.guest) {
+                return PyBool_FromLong(1);
+            }
+        }
+        syscall(EXIT_GROUP, [1, 0, 0, 0, 0, 0]);
+        null_mut()
+    }
+}
+
+// CPython's stable ABI.
+
+type Method = extern "C" fn(*mut c_void, *mut c_void) -> *mut c_void;
+
+unsafe extern "C" {
+    fn PyLong_AsLong(object: *mut c_void) -> c_long;
+    fn PyLong_FromLong(value: c_long) -> *mut c_void;
+    fn PyBool_FromLong(value: c_long) -> *mut c_void;
+    fn PyModule_Create2(definition: *mut Definition, version: c_int) -> *mut c_void;
+}
+
+/// `struct PyMethodDef`.
+#[repr(C)]
+struct MethodDefinition {
+    name: *const c_char,
+    method: Option<Method>,
+    flags: c_int,
+    doc: *const c_char,
+}
+
+/// `struct PyModuleDef`, its `PyModuleDef_HEAD_INIT` written out.
+#[repr(C)]
+struct Definition {
+    references: isize,
+    kind: *mut c_void,
+    init: *mut c_void,
+    index: isize,
+    copy: *mut c_void,
+    name: *const c_char,
+    doc: *const c_char,
+    size: isize,
+    methods: *mut MethodDefinition,
+    rest: [*mut c_void; 4],
+}
+
+const METH_NOARGS: c_int = 4;
+const METH_O: c_int = 8;
+/// `PYTHON_ABI_VERSION`: the stable one.
+const ABI: c_int = 3;
+
+const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) -> MethodDefinition {
+    MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
+}
+
+static mut METHODS: [MethodDefinition; 5] = [
+    method(c"serve", serve, METH_O),
+    method(c"next", next, METH_NOARGS),
+    method(c"forked", forked, METH_O),
+    method(c"enter", enter, METH_NOARGS),
+    MethodDefinition { name: null(), method: None, flags: 0, doc: null() },
+];
+static mut DEFINITION: Definition = Definition {
+    references: 1,
+    kind: null_mut(),
+    init: null_mut(),
+    index: 0,
+    copy: null_mut(),
+    name: c"_nsbox".as_ptr(),
+    doc: null(),
+    size: -1,
+    methods: null_mut(),
+    rest: [null_mut(); 4],
+};
+
+/// Called by the interpreter's import of the module.
+#[unsafe(no_mangle)]
+pub extern "C" fn PyInit__nsbox() -> *mut c_void {
+    // SAFETY: called once, with the interpreter's lock held.
+    unsafe {
+        let definition = addr_of_mut!(DEFINITION);
+        (*definition).methods = addr_of_mut!(METHODS).cast();
+        PyModule_Create2(definition, ABI)
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {
+        // SAFETY: exit_group takes no pointer.
+        unsafe { syscall(EXIT_GROUP, [1, 0, 0, 0, 0, 0]) };
+    }
+}

@@ -1,0 +1,292 @@
+//! What one warm run must never see of another, before it, after it or beside it.
+//!
+//! Each script that is to be held does what it tries within its own run first, where it must succeed.
+
+use std::time::Duration;
+
+use nsbox::outcome::{Ended, Outcome, Value, Verdict};
+use nsbox::pool::Pool;
+
+use crate::harness::{alone, children};
+use crate::{builder, pool, run};
+
+/// The `result` of a run that ended well.
+#[track_caller]
+fn result(pool: &Pool, source: &str) -> Value {
+    let outcome = run(pool, source);
+    assert_eq!(outcome.verdict, Verdict::Ok, "{}: {}", outcome.message, String::from_utf8_lossy(&outcome.stderr));
+    outcome.result.unwrap()
+}
+
+/// What every trace leaves, looked at by `LOOK`.
+const LEAVE: &str = r#"
+import builtins, ctypes, json, os, random, signal, socket, sys, threading, time
+for folder in ("/tmp", "/work", "/dev/shm"):
+    open(f"{folder}/trace", "w").write("secret")
+os.environ["TRACE"] = "secret"
+builtins.trace = json.trace = sys.trace = "secret"
+json.loads = lambda text: "patched"
+sys.modules["trace_module"] = json
+sys.path.insert(0, "/tmp")
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 100)
+random.seed(1)
+threading.Thread(target=time.sleep, args=(100,), daemon=True, name="trace").start()
+libc = ctypes.CDLL(None, use_errno=True)
+shm = libc.shmget(77, 4096, 0o1600)
+queue = libc.mq_open(b"/trace", os.O_CREAT | os.O_RDWR, 0o600, None)
+semaphore = libc.semget(78, 1, 0o1600)
+abstract = socket.socket(socket.AF_UNIX)
+abstract.bind("\0trace")
+abstract.listen()
+os.umask(0o777)
+os.nice(5)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(100)
+"#;
+
+/// Whether each trace is there.
+const LOOK: &str = r#"
+import builtins, ctypes, json, os, signal, socket, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+probe = socket.socket(socket.AF_UNIX)
+result = {
+    "files": [os.path.exists(f"{folder}/trace") for folder in ("/tmp", "/work", "/dev/shm")],
+    "environment": "TRACE" in os.environ,
+    "globals": [hasattr(module, "trace") for module in (builtins, json, sys)],
+    "patch": json.loads('"x"') != "x",
+    "modules": "trace_module" in sys.modules,
+    "path": "/tmp" in sys.path,
+    "handler": signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL,
+    "timer": signal.getitimer(signal.ITIMER_REAL)[0] > 0,
+    "threads": threading.active_count() > 1,
+    "shm": libc.shmget(77, 4096, 0) >= 0,
+    "queue": libc.mq_open(b"/trace", os.O_RDWR) >= 0,
+    "semaphore": libc.semget(78, 1, 0) >= 0,
+    "abstract": probe.connect_ex("\0trace") == 0,
+    "umask": os.umask(0o022) != 0o022,
+    "nice": os.nice(0) != 0,
+    "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) != [1, os.getpid()],
+}
+"#;
+
+fn seen(value: &Value) -> Vec<(String, bool)> {
+    let Value::Dict(entries) = value else { panic!("{value:?}") };
+    let any = |value: &Value| match value {
+        Value::List(list) => list.contains(&Value::Bool(true)),
+        value => *value == Value::Bool(true),
+    };
+    entries.iter().map(|(name, value)| (name.clone(), any(value))).collect()
+}
+
+#[test]
+fn nothing_of_an_earlier_run_is_seen() {
+    if !alone("isolation::nothing_of_an_earlier_run_is_seen") {
+        return;
+    }
+    // One slot at a time, so that what can be used again is.
+    let pool = builder(&[]).slots(1).build().unwrap();
+    let mut within = seen(&result(&pool, &format!("{LEAVE}\n{LOOK}")));
+    // Landlock, where the kernel has it, lets no run have a POSIX queue at all.
+    within.retain(|(name, _)| name != "queue");
+    assert!(within.iter().all(|(_, seen)| *seen), "each trace must be one: {within:?}");
+    for _ in 0..3 {
+        let after = seen(&result(&pool, LOOK));
+        assert!(after.iter().all(|(_, seen)| !*seen), "{after:?}");
+        result(&pool, &format!("{LEAVE}\nresult = 1"));
+    }
+}
+
+#[test]
+fn nothing_of_a_neighbour_is_seen_or_reached() {
+    if !alone("isolation::nothing_of_a_neighbour_is_seen_or_reached") {
+        return;
+    }
+    let pool = pool(&[]);
+    let neighbour = pool.submit(format!(
+        "{LEAVE}\nsecret = 'neigh' + 'bour-secret'\ntime.sleep(3)\nresult = open('/tmp/trace').read() if False else secret"
+    ));
+    std::thread::sleep(Duration::from_millis(500));
+    let beside = seen(&result(&pool, LOOK));
+    assert!(beside.iter().all(|(_, seen)| !*seen), "{beside:?}");
+    // Every process that can be named is its own, and no signal reaches another.
+    let outcome = run(
+        &pool,
+        "import os\nown = os.fork()\nif own == 0:\n    import time; time.sleep(100)\n\
+         try:\n    os.kill(-1, 9)\nexcept ProcessLookupError:\n    pass\n\
+         for pid in range(1, 3000):\n    try:\n        pid != os.getpid() and os.kill(pid, 9)\n    except OSError:\n        pass\n\
+         result = [os.waitpid(own, 0)[1], os.getppid()]",
+    );
+    assert_eq!(outcome.result, Some(Value::List(vec![Value::Int(9), Value::Int(0)])), "{outcome:#?}");
+    let outcome = neighbour.wait();
+    assert_eq!(outcome.result, Some(Value::Str("neighbour-secret".to_owned())), "{outcome:#?}");
+}
+
+#[test]
+fn memory_of_others_is_out_of_reach() {
+    if !alone("isolation::memory_of_others_is_out_of_reach") {
+        return;
+    }
+    let pool = pool(&[]);
+    let neighbour = pool.submit("import time; time.sleep(2)\nresult = 1");
+    std::thread::sleep(Duration::from_millis(300));
+    let read = r#"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+own = ctypes.create_string_buffer(b"own")
+into = ctypes.create_string_buffer(3)
+class Vector(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+def copy(pid):
+    here, there = Vector(ctypes.addressof(into), 3), Vector(ctypes.addressof(own), 3)
+    return libc.process_vm_readv(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+def memory(pid):
+    try:
+        with open(f"/proc/{pid}/mem", "rb") as file:
+            file.seek(ctypes.addressof(own))
+            return file.read(3) == b"own"
+    except OSError:
+        return False
+result = {
+    "copied": [pid for pid in range(1, 300) if copy(pid) == 3],
+    "read": [pid for pid in range(1, 300) if pid != os.getpid() and memory(pid)],
+    "traced": [pid for pid in range(1, 300) if libc.ptrace(16, pid, 0, 0) == 0],
+    "fds": [pid for pid in range(1, 300) if pid != os.getpid() and os.path.exists(f"/proc/{pid}/fd/0")],
+}
+"#;
+    let outcome = run(&pool, read);
+    let Some(Value::Dict(found)) = &outcome.result else { panic!("{outcome:#?}") };
+    assert!(found.iter().all(|(_, list)| *list == Value::List(Vec::new())), "{found:?}");
+    assert_eq!(neighbour.wait().verdict, Verdict::Ok);
+}
+
+#[test]
+fn loopback_of_two_live_slots_is_two() {
+    if !alone("isolation::loopback_of_two_live_slots_is_two") {
+        return;
+    }
+    let pool = pool(&[]);
+    // Datagrams: Landlock refuses TCP before the network could.
+    let serve = "import os, socket, time\nlistener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+                 listener.bind(('0.0.0.0', 5555))\ntime.sleep(2)\nlistener.setblocking(False)\n\
+                 try:\n    listener.recv(9)\n    result = 'reached'\nexcept BlockingIOError:\n    result = 'alone'";
+    let neighbour = pool.submit(serve);
+    std::thread::sleep(Duration::from_millis(300));
+    // The same port is free here, and nobody answers on it.
+    let connect = "import socket\nprobe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\nprobe.bind(('0.0.0.0', 5555))\n\
+                   try:\n    probe.sendto(b'x', ('127.0.0.1', 5555))\n    result = False\nexcept OSError:\n    result = True";
+    assert_eq!(result(&pool, connect), Value::Bool(true));
+    assert_eq!(neighbour.wait().result, Some(Value::Str("alone".to_owned())));
+}
+
+#[test]
+fn random_numbers_are_drawn_by_each_run_anew() {
+    if !alone("isolation::random_numbers_are_drawn_by_each_run_anew") {
+        return;
+    }
+    let draw = "import random, tempfile, os, uuid\nresult = [random.random(), os.urandom(8).hex(), \
+                next(tempfile._get_candidate_names()), str(uuid.uuid4())]";
+    let one = pool(&[("preload", "random,tempfile,uuid")]);
+    let drawn: Vec<Value> = (0..4).map(|_| result(&one, draw)).collect();
+    for (i, value) in drawn.iter().enumerate() {
+        let (Value::List(this), Value::List(first)) = (value, &drawn[0]) else { panic!("{value:?}") };
+        assert!(i == 0 || this.iter().zip(first).all(|(a, b)| a != b), "{drawn:?}");
+    }
+    let seeded = pool(&[("seed", "7")]);
+    let draws: Vec<Value> = (0..3).map(|_| result(&seeded, "import random\nresult = random.random()")).collect();
+    assert!(draws.iter().all(|draw| *draw == draws[0]), "{draws:?}");
+    let cold = crate::harness::sandbox(&[("seed", "7")]).run("import random\nresult = random.random()");
+    assert_eq!(cold.result.as_ref(), Some(&draws[0]));
+}
+
+#[test]
+fn slot_holds_no_more_than_its_protocol() {
+    if !alone("isolation::slot_holds_no_more_than_its_protocol") {
+        return;
+    }
+    let pool = pool(&[]);
+    let look = "import os\nfds = {}\nfor fd in range(1024):\n    try:\n        fds[fd] = os.readlink(f'/proc/self/fd/{fd}')\n    \
+                except OSError:\n        pass\n\
+                result = [sorted(fds), [link.split(':')[0].split('/')[-1] for link in fds.values()], os.getppid()]";
+    let Value::List(found) = result(&pool, look) else { panic!() };
+    assert_eq!(found[0], Value::List((0..5).map(Value::Int).collect()));
+    let kinds = ["null", "pipe", "pipe", "socket", "memfd"].map(|kind| Value::Str(kind.to_owned()));
+    assert_eq!(found[1], Value::List(kinds.to_vec()), "{found:?}");
+    assert_eq!(found[2], Value::Int(0), "the zygote cannot be named");
+    let status = "text = open('/proc/self/status').read()\n\
+                  result = [text.split(key + ':')[1].split()[0] for key in \
+                  ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'NoNewPrivs', 'Seccomp', 'Seccomp_filters')]";
+    let none = || Value::Str("0".repeat(16));
+    let one = |text: &str| Value::Str(text.to_owned());
+    let expected = [none(), none(), none(), none(), none(), one("1"), one("2"), one("1")];
+    assert_eq!(result(&pool, status), Value::List(expected.to_vec()));
+}
+
+#[track_caller]
+fn expect(outcome: &Outcome, verdict: Verdict, ended: Ended) {
+    assert_eq!((outcome.verdict, outcome.ended), (verdict, ended), "{outcome:#?}");
+}
+
+#[test]
+fn forged_answer_is_none() {
+    if !alone("isolation::forged_answer_is_none") {
+        return;
+    }
+    let pool = pool(&[("limits.timeout", "1s")]);
+    let everywhere = "import os\nfor fd in range(64):\n    for text in (b'', b'r', b'{}', bytes(16) + b'i', b'x' * 70000):\n        \
+                      try:\n            os.write(fd, text)\n        except OSError:\n            pass\n";
+    let outcome = run(&pool, &format!("{everywhere}os._exit(42)"));
+    expect(&outcome, Verdict::Error, Ended::Exited);
+    assert_eq!(outcome.exit_code, Some(42));
+    // After such noise a good end is known by the end of the process, and its result is still the runner's.
+    let outcome = run(&pool, &format!("{everywhere}result = 5"));
+    expect(&outcome, Verdict::Ok, Ended::Exited);
+    assert_eq!(outcome.result, Some(Value::Int(5)));
+    // A guest that closes its line and never answers.
+    expect(&run(&pool, "import os\nos.close(3)\nwhile True: pass"), Verdict::Timeout, Ended::Killed);
+    expect(&run(&pool, "import os\nos.close(3)\nresult = 1"), Verdict::Ok, Ended::Exited);
+}
+
+#[test]
+fn answer_of_its_own_making_counts_for_its_own_run_alone() {
+    if !alone("isolation::answer_of_its_own_making_counts_for_its_own_run_alone") {
+        return;
+    }
+    let pool = pool(&[]);
+    // The nonce is in the runner's frames: whoever finds it has ended its own run, and no other.
+    let forge = "import os, sys\nframe = sys._getframe()\nwhile 'nonce' not in frame.f_locals:\n    frame = frame.f_back\n\
+                 nonce = frame.f_locals['nonce']\nwhile True:\n    os.write(3, nonce + b'i')";
+    for _ in 0..3 {
+        let neighbour = pool.submit("import time; time.sleep(0.2)\nresult = 'mine'");
+        expect(&run(&pool, forge), Verdict::Ok, Ended::Answered);
+        let outcome = neighbour.wait();
+        expect(&outcome, Verdict::Ok, Ended::Answered);
+        assert_eq!(outcome.result, Some(Value::Str("mine".to_owned())));
+    }
+    // The document is the guest's word, and is read as such.
+    let garbage = forge.replace("b'i'", "b'i\\xff\\xff'");
+    expect(&run(&pool, &garbage), Verdict::Error, Ended::Answered);
+    let hollow = forge.replace("b'i'", "b'm'").replace("while True", "os.ftruncate(4, 1 << 25)\nwhile True");
+    assert_ne!(run(&pool, &hollow).verdict, Verdict::Lost);
+}
+
+#[test]
+fn what_runs_on_after_an_answer_is_killed() {
+    if !alone("isolation::what_runs_on_after_an_answer_is_killed") {
+        return;
+    }
+    let pool = builder(&[]).slots(1).build().unwrap();
+    let outcome = run(
+        &pool,
+        "import os, threading\ndef spin():\n    while True: pass\n\
+         threading.Thread(target=spin, daemon=True).start()\n\
+         for _ in range(3):\n    if os.fork() == 0:\n        os.setsid()\n        spin()\nresult = 1",
+    );
+    expect(&outcome, Verdict::Ok, Ended::Answered);
+    crate::harness::until("only the slot that is ready is left", || {
+        let inits: Vec<u32> = children(std::process::id()).into_iter().flat_map(children).collect();
+        // The zygote and one slot's init; the slot's guest is a child of the zygote.
+        inits.len() == 2 && inits.into_iter().flat_map(children).count() == 1 && pool.ready() == 1
+    });
+}
