@@ -24,7 +24,7 @@ fn five_iterations_succeed_without_fallback() {
 #[test]
 fn monitoring_agrees_with_the_records() {
     let desk = Desk::new(&[THREE[0], ("fails.py", "raise ValueError"), ("slow.py", "while True: pass")]);
-    let args = ["--iterations", "9", "--timeout", "300ms", "--results", "results.jsonl", "--json"];
+    let args = ["--iterations", "9", "--timeout", "3s", "--results", "results.jsonl", "--json"];
     let mut report = json_of(&desk.status(&args, 1));
     let output = nsbox(["stats", "--json"]).arg(desk.path("events.log")).output().unwrap();
     let mut log = json_of(&output);
