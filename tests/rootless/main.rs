@@ -8,4 +8,6 @@ mod harness;
 
 mod degraded;
 mod delegated;
+#[allow(dead_code, reason = "each suite uses a part of it")]
+mod scope;
 mod user;
