@@ -309,12 +309,15 @@ impl Sandbox {
         // Read back while the interpreter starts; that all is armed, init has said.
         account.armed(supervisor.nest.cgroup.as_ref());
         let evidence = supervisor.run(&plan, setup_deadline)?;
-        let cgroup = supervisor.nest.cgroup.take();
+        let mut cgroup = supervisor.nest.cgroup.take();
         let counters = cgroup.as_ref().map(Cgroup::counters);
-        if let Some(mut cgroup) = cgroup {
-            cgroup.remove()?;
+        let removed = cgroup.as_mut().map_or(Ok(()), Cgroup::remove);
+        let mut outcome = account.close(evidence, counters, artifacts.as_deref());
+        if let Err(error) = removed {
+            // The run is over all the same: `unavailable` would let it be repeated.
+            outcome.say(&chain(&error));
         }
-        Ok(account.close(evidence, counters, artifacts.as_deref()))
+        Ok(outcome)
     }
 
     /// The text that the check lets run, or its report.

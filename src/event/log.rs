@@ -1,21 +1,20 @@
 //! Appends lines to the log's file.
 //!
-//! A line is one `write(2)` to a descriptor opened with `O_APPEND`: on a local file system the kernel holds the inode's lock from
-//! finding the end to the last byte, whatever the length, so lines of other processes fall before or after it, never into it.
-//! That is why there is no `flock(2)`: it would add nothing to this, and one stopped process that holds it would stop every
-//! run. (NFS has no atomic append; there a log belongs to one machine.) What a lock could not mend either is a disk that fills up
-//! in the middle of a line: the cut line is ended with a newline before the next one, so that it spoils no other.
+//! A line is one `write(2)` with `O_APPEND`, so lines of other processes fall before or after it, never into it. That alone would do
+//! if writers never died and disks never filled up: both can cut a line, and the next one would go on in it. So each line is
+//! written under flock(2), where the last byte tells whether a newline is missing, and where the file is put aside when it is
+//! full ([`rotate`](super::rotate)). A stopped process that holds the lock stops nobody: whoever has waited long enough writes without it.
 //!
 //! Before each line the log looks whether its path still leads to the file that it has open, so a log that was rotated, by
 //! another process or another program, or removed, goes on in a new file.
 
-use std::fs::{self, File, OpenOptions, create_dir_all};
+use std::fs::{self, File, OpenOptions, TryLockError, create_dir_all};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
@@ -71,11 +70,12 @@ impl Error {
     }
 }
 
-/// A file that was last written to longer ago is not being written to.
-const AT_REST: Duration = Duration::from_secs(1);
-
-/// How often a line is written again because its file was removed meanwhile; each time, `event_log_keep` files have been filled.
-const TRIES: usize = 3;
+/// How long a writer waits for the lock, which nobody holds for longer than a line takes.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
+/// How often a line begins anew because its file was put aside meanwhile.
+const TRIES: u32 = 100;
 
 /// What is told of the first failure.
 type OnFailure = Box<dyn Fn(&Error) + Send + Sync>;
@@ -98,7 +98,7 @@ pub struct Log {
     path: Option<PathBuf>,
     rotation: Option<Rotation>,
     /// The file that lines go to now.
-    current: Mutex<Option<Arc<Current>>>,
+    current: Mutex<Option<Current>>,
     lost: AtomicU64,
     told: AtomicBool,
     /// Whether a rotation has failed; then none is tried again.
@@ -191,33 +191,42 @@ impl Log {
         line.push(b'\n');
         serde_json::to_writer(&mut line, event).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
-        for _ in 0..TRIES {
-            let current = self.current(path, line.len()).map_err(|source| Error::Open { path: path.into(), source })?;
-            current.append(&line).map_err(failed)?;
-            if !current.is_removed(path) {
-                return Ok(());
+        // A lock belongs to what open(2) gives: it excludes other processes, this excludes other threads.
+        let mut slot = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        for attempt in 0.. {
+            let kept = slot.take().filter(|current| current.is_at(path));
+            let current = match kept {
+                Some(current) => current,
+                None => Current::open(path).map_err(|source| Error::Open { path: path.to_path_buf(), source })?,
+            };
+            let current = slot.insert(current);
+            let locked = current.lock();
+            if locked && attempt < TRIES && (!current.is_at(path) || self.put_aside(current, path, line.len())) {
+                // Explicitly: a process that is being started may have this descriptor too, for a moment.
+                current.unlock();
+                continue;
             }
+            let appended = current.append(&line);
+            if locked {
+                current.unlock();
+            }
+            return appended.map_err(failed);
         }
-        Err(failed(io::Error::other("each file was removed as soon as the line was in it")))
+        Ok(())
     }
 
-    /// The file that a line of this length goes to, rotated and opened where it must be.
-    fn current(&self, path: &Path, line: usize) -> io::Result<Arc<Current>> {
-        let mut slot = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(rotation) = self.rotation
-            && !self.stuck.load(Ordering::Relaxed)
-            && fs::metadata(path).is_ok_and(|about| rotation.is_due(&about, line))
-            && let Err(source) = rotation.rotate(path, line)
-        {
+    /// Rotates the log if this line would be too much for its file, which is locked.
+    fn put_aside(&self, current: &Current, path: &Path, line: usize) -> bool {
+        let Some(rotation) = self.rotation.filter(|_| !self.stuck.load(Ordering::Relaxed)) else { return false };
+        if !current.file.metadata().is_ok_and(|about| rotation.is_due(&about, line)) {
+            return false;
+        }
+        let rotated = rotation.rotate(path);
+        if let Err(source) = rotated {
             self.tell(&self.stuck, &Error::Rotate { path: path.to_path_buf(), source });
+            return false;
         }
-        if let Some(current) = &*slot
-            // A path that cannot be looked at any more is no reason to leave a file that is open.
-            && is_at(&current.about, path).unwrap_or(true)
-        {
-            return Ok(Arc::clone(current));
-        }
-        Ok(Arc::clone(slot.insert(Arc::new(Current::open(path)?))))
+        true
     }
 }
 
@@ -226,49 +235,67 @@ struct Current {
     file: File,
     /// What it was when it was opened; which it is.
     about: fs::Metadata,
-    /// Whether it ends within a line.
-    cut: AtomicBool,
+    /// Whether the lock is still worth waiting for.
+    patient: bool,
 }
 
 impl Current {
     fn open(path: &Path) -> io::Result<Self> {
         let file = open(path)?;
         let about = file.metadata()?;
-        let cut = AtomicBool::new(ends_cut(&file, &about));
-        Ok(Self { file, about, cut })
+        let patient = about.is_file();
+        Ok(Self { file, about, patient })
     }
 
-    /// Writes a line, which begins and ends with a newline.
+    /// Whether the log is still this file. A path that cannot be looked at any more is no reason to leave it.
+    fn is_at(&self, path: &Path) -> bool {
+        is_at(&self.about, path).unwrap_or(true)
+    }
+
+    /// Whether the file could be locked.
+    fn lock(&mut self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while self.patient {
+            match self.file.try_lock() {
+                Ok(()) => return true,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
+                Err(_) => self.patient = false,
+            }
+        }
+        false
+    }
+
+    fn unlock(&self) {
+        // It cannot fail for a file that was locked.
+        self.file.unlock().unwrap_or_default();
+    }
+
+    /// Writes a line, which begins and ends with a newline; the first is left out where the file does not end within a line.
     fn append(&self, line: &[u8]) -> io::Result<()> {
-        let line = if self.cut.load(Ordering::Relaxed) { line } else { &line[1..] };
-        self.refuse_signal(line.len())?;
+        let about = self.file.metadata()?;
+        let mut last = [b'\n'];
+        if about.is_file() && about.len() > 0 {
+            // A log that may not be read back is taken for whole.
+            self.file.read_at(&mut last, about.len() - 1).unwrap_or_default();
+        }
+        let line = if last == [b'\n'] { &line[1..] } else { line };
+        refuse_signal(&about, line.len())?;
         let written = write_once(&self.file, line)?;
-        self.cut.store(written < line.len(), Ordering::Relaxed);
         if written == line.len() {
             return Ok(());
         }
-        // What is missing is not sent after: other processes may have written since, and it would stand in their midst.
+        // What is missing is not sent after: without the lock, it could stand in the midst of others.
         Err(io::Error::new(ErrorKind::WriteZero, format!("{written} of {} bytes were taken", line.len())))
     }
+}
 
-    /// Fails where write(2) would do more than fail: beyond RLIMIT_FSIZE it sends SIGXFSZ, of which this process would die.
-    fn refuse_signal(&self, line: usize) -> io::Result<()> {
-        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
-        if limit == RLIM_INFINITY {
-            return Ok(());
-        }
-        let about = self.file.metadata()?;
-        if about.is_file() && about.len().saturating_add(line as u64) > limit {
-            return Err(io::Error::new(ErrorKind::FileTooLarge, "the limit of file sizes is reached (ulimit -f)"));
-        }
-        Ok(())
+/// Fails where write(2) would do more than fail: beyond RLIMIT_FSIZE it sends SIGXFSZ, of which this process would die.
+fn refuse_signal(file: &fs::Metadata, line: usize) -> io::Result<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)?;
+    if limit != RLIM_INFINITY && file.is_file() && file.len().saturating_add(line as u64) > limit {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "the limit of file sizes is reached (ulimit -f)"));
     }
-
-    /// Whether nobody will ever read what was written: the file has lost its last name.
-    fn is_removed(&self, path: &Path) -> bool {
-        self.file.metadata().is_ok_and(|now| now.is_file() && now.nlink() == 0)
-            && is_at(&self.about, path).is_ok_and(|there| !there)
-    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Log {
@@ -278,7 +305,7 @@ impl std::fmt::Debug for Log {
 }
 
 /// Opens a log for appending; the file and its folders are made where they are missing.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     let open = |readable| {
         // A FIFO that nobody reads must not block the run: with O_NONBLOCK it is an error; to a file it means nothing.
         OpenOptions::new().read(readable).append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)
@@ -292,18 +319,6 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => open(false),
         other => other,
     }
-}
-
-/// Whether a file ends within a line that nobody will finish.
-///
-/// The size grows while a `write(2)` goes on, so the last byte of a file at rest alone tells; a write sets the time as it begins.
-fn ends_cut(file: &File, about: &fs::Metadata) -> bool {
-    let at_rest = about.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > AT_REST));
-    let mut last = [b'\n'];
-    about.is_file()
-        && at_rest
-        && matches!(file.read_at(&mut last, about.len().saturating_sub(1)), Ok(1))
-        && last != [b'\n']
 }
 
 /// One `write(2)`, repeated only where a signal kept it from beginning.

@@ -1,17 +1,14 @@
 //! Keeps the log's file below its size: `LOG` becomes `LOG.1`, `LOG.1` becomes `LOG.2`, and the oldest goes.
 //!
-//! Whoever finds the file full rotates, one process at a time: under flock(2) on the file that is about to be renamed, so
-//! the lock is gone with a process that dies, and a stopped one that holds it keeps nobody from writing. No line is lost:
-//! a line that is on its way into a file that is being renamed is in `LOG.1`; [`Log`](super::Log) writes a line again where its
-//! file was removed as the oldest meanwhile. Some lines may go beyond the size: those of processes that write at that moment.
+//! Whoever finds the file full rotates, under the lock of [`Log`](super::Log) on the file that is renamed last: until then nobody else
+//! can, and one that is killed on the way leaves a gap in the numbers and no lock.
 
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::log::open;
 use crate::config::MOST_LOGS_KEPT;
 
 /// When a log is rotated, and how much of it is kept.
@@ -29,25 +26,10 @@ impl Rotation {
         file.is_file() && file.len() > 0 && file.len().saturating_add(line as u64) > self.max
     }
 
-    /// Rotates the log unless somebody else has done or does so.
-    pub(super) fn rotate(self, path: &Path, line: usize) -> io::Result<()> {
+    /// Rotates the log, whose file is locked.
+    pub(super) fn rotate(self, path: &Path) -> io::Result<()> {
         // Of a log that is a symbolic link the file is renamed, not the link.
-        let path = match path.canonicalize() {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        // Opened anew: flock(2) belongs to what open(2) gives, so this excludes the threads of this process as well.
-        let file = open(&path)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Ok(()) => {}
-        }
-        let locked = file.metadata()?;
-        if !is_at(&locked, &path)? || !self.is_due(&locked, line) {
-            return Ok(());
-        }
-        // From here on, until the last rename, whoever would rotate too needs the lock that is held.
+        let path = path.canonicalize()?;
         let kept = |number: u32| numbered(&path, number);
         for number in (self.keep + 1..=MOST_LOGS_KEPT).take_while(|number| kept(*number).exists()) {
             fs::remove_file(kept(number))?;
@@ -99,7 +81,7 @@ pub(crate) fn open_all(path: &Path) -> io::Result<Vec<(PathBuf, File)>> {
         }
     }
     if files.is_empty() {
-        return Err(ErrorKind::NotFound.into());
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
     }
     files.reverse();
     Ok(files)

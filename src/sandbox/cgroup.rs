@@ -5,11 +5,12 @@
 //! left. See cgroups(7), the kernel's cgroup-v2.rst and cgroup-v1/memory.rst.
 
 mod delegation;
+mod owner;
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,14 +19,14 @@ use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::hierarchies::mountinfo_self;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub(crate) use super::meter::Counters;
 use super::meter::Meter;
 use crate::config::Limits;
+pub(crate) use owner::Owner;
 
-/// What a name of ours begins with.
-const PREFIX: &str = "nsbox-";
 /// Scheduling period of the CPU limit; the kernel's default.
 pub(crate) const CPU_PERIOD_US: f64 = 100_000.0;
 /// How long an empty cgroup may refuse to go: its last process may still be on its way out.
@@ -44,6 +45,24 @@ pub enum Error {
     NoController {
         /// The controllers that are missing.
         missing: String,
+    },
+    /// The cgroup file system takes no writes.
+    #[error(
+        "the cgroup file system at {} is mounted read-only: in a container, start it with a writable one (docker run --security-opt writable-cgroups=true, podman run --security-opt unmask=/sys/fs/cgroup), elsewhere mount -o remount,rw; or set allow_degraded: true",
+        path.display()
+    )]
+    ReadOnly {
+        /// Where this process is in it.
+        path: PathBuf,
+    },
+    /// This process is in a cgroup namespace whose hierarchy is not mounted.
+    #[error(
+        "the cgroup file system at {} is that of another cgroup namespace, so this process's own cgroup is not known: mount it anew inside (mount -t cgroup2 cgroup2 {}), or set allow_degraded: true",
+        mount.display(), mount.display()
+    )]
+    OtherNamespace {
+        /// Where it is mounted.
+        mount: PathBuf,
     },
     /// A cgroup cannot be made or written.
     #[error(
@@ -79,6 +98,15 @@ pub enum Error {
         #[source]
         source: cgroups_rs::fs::error::Error,
     },
+}
+
+impl Error {
+    fn refused(step: &'static str, path: PathBuf, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path },
+            _ => Self::Refused { step, path, source },
+        }
+    }
 }
 
 /// How init gets into a cgroup.
@@ -127,39 +155,49 @@ impl fmt::Display for Hierarchy {
     }
 }
 
+/// The folder of the cgroup `path` of proc_pid_cgroup(5), where `root` of its hierarchy is mounted at `point`. None where
+/// the mount is of a cgroup namespace above this process's, which hides the way from its root to ours; cgroup_namespaces(7).
+fn place(root: &Path, point: &Path, path: &str) -> Option<PathBuf> {
+    if root.starts_with("/..") || path.starts_with("/..") {
+        return None;
+    }
+    // In a container the mount may show a subtree; the membership is still told from the hierarchy's root.
+    let inside = Path::new(path).strip_prefix(root).unwrap_or(Path::new(path));
+    Some(point.join(inside.strip_prefix("/").unwrap_or(inside)))
+}
+
 impl Hierarchy {
     /// Finds where `owner`, this process, may make cgroups, by the mounts and its own membership. `may_move`: it may move
     /// itself into a leaf of its cgroup, where version 2 asks for that.
     pub(crate) fn discover(owner: &Owner, may_move: bool) -> Result<Self, Error> {
         let (mounts, own) = (mountinfo_self(), get_cgroups_relative_paths().unwrap_or_default());
-        let place = |root: &Path, point: &Path, path: &str| {
-            // In a container the mount shows a subtree; the membership is still told from the hierarchy's root.
-            let inside = Path::new(path).strip_prefix(root).unwrap_or(Path::new(path));
-            point.join(inside.strip_prefix("/").unwrap_or(inside))
-        };
-        if let Some((root, point)) = delegation::mount() {
-            let parent = place(&root, &point, own.get("").map_or("/", String::as_str));
-            let offered = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
-            if REQUIRED.iter().all(|name| offered.split_whitespace().any(|offer| offer == *name)) {
-                let parent = delegation::parent_of_runs(parent, &point, owner, may_move)?;
-                return Ok(Self::V2 { parent });
-            }
+        let mount = delegation::mount();
+        let v2 = mount.as_ref().and_then(|(root, point)| place(root, point, own.get("")?));
+        if let (Some((_, point)), Some(own)) = (&mount, &v2)
+            && let Some(parent) = delegation::parent_of_runs(own, point, owner, may_move)?
+        {
+            return Ok(Self::V2 { parent });
         }
         let v1 = |name: &str| {
             let mount = mounts
                 .iter()
                 .find(|mount| mount.fs_type.0 == "cgroup" && mount.super_opts.iter().any(|option| option == name))?;
-            Some(place(&mount.mount_root, &mount.mount_point, own.get(name)?))
+            place(&mount.mount_root, &mount.mount_point, own.get(name)?)
         };
         match (v1("memory"), v1("pids"), v1("cpu")) {
             (Some(memory), Some(pids), Some(cpu)) => {
                 let cpuacct = v1("cpuacct").filter(|folder| *folder != cpu);
                 Ok(Self::V1 { memory, pids, cpu, cpuacct })
             }
-            _ => {
-                let missing: Vec<_> = REQUIRED.into_iter().filter(|name| v1(name).is_none()).collect();
-                Err(Error::NoController { missing: missing.join(", ") })
-            }
+            _ => match (mount, v2) {
+                (Some((_, mount)), None) => Err(Error::OtherNamespace { mount }),
+                (_, v2) => {
+                    let offered = v2.map(|own| delegation::offered(&own)).unwrap_or_default();
+                    let is_missing = |name: &&str| !offered.iter().any(|offer| offer == name) && v1(name).is_none();
+                    let missing: Vec<_> = REQUIRED.into_iter().filter(is_missing).collect();
+                    Err(Error::NoController { missing: missing.join(", ") })
+                }
+            },
         }
     }
 
@@ -181,11 +219,7 @@ impl Hierarchy {
         let mut cgroup = Cgroup { folders: Vec::new(), version: self.version(), cpuacct: None };
         for parent in self.parents() {
             let folder = parent.join(&name);
-            fs::create_dir(&folder).map_err(|source| Error::Refused {
-                step: "make the cgroup",
-                path: folder.clone(),
-                source,
-            })?;
+            fs::create_dir(&folder).map_err(|source| Error::refused("make the cgroup", folder.clone(), source))?;
             cgroup.folders.push(folder);
         }
         if matches!(self, Self::V1 { cpuacct: Some(_), .. }) {
@@ -236,7 +270,10 @@ impl Cgroup {
         let memory = MemController::new(folder(0), folder(0), v2);
         memory.set_limit(bytes).map_err(failed("memory", 0))?;
         if v2 {
-            memory.set_memswap_limit(0).map_err(failed("swap", 0))?;
+            // The file is missing where swap is not accounted for, which is no matter where there is none.
+            if self.folders[0].join("memory.swap.max").exists() || has_swap() {
+                memory.set_memswap_limit(0).map_err(failed("swap", 0))?;
+            }
             self.write(0, "memory.oom.group", "1")?;
         } else if self.folders[0].join("memory.memsw.limit_in_bytes").exists() {
             memory.set_memswap_limit(bytes).map_err(failed("swap", 0))?;
@@ -255,7 +292,7 @@ impl Cgroup {
 
     fn write(&self, index: usize, file: &str, text: &str) -> Result<(), Error> {
         let path = self.folders[index].join(file);
-        fs::write(&path, text).map_err(|source| Error::Refused { step: "write", path, source })
+        fs::write(&path, text).map_err(|source| Error::refused("write", path, source))
     }
 
     /// 1 or 2.
@@ -263,13 +300,16 @@ impl Cgroup {
         self.version
     }
 
-    /// The memory, process and CPU limits, each as the file that holds it and what that file says now.
+    /// The memory, process and CPU limits, each as the files that hold it and what they say now.
     pub(crate) fn limit_files(&self) -> [String; 3] {
-        let files = match self.version {
-            2 => [(0, "memory.max"), (0, "pids.max"), (0, "cpu.max")],
-            _ => [(0, "memory.limit_in_bytes"), (1, "pids.max"), (2, "cpu.cfs_quota_us")],
+        let files: [(usize, &[&str]); 3] = match self.version {
+            2 => [(0, &["memory.max", "memory.swap.max", "memory.oom.group"]), (0, &["pids.max"]), (0, &["cpu.max"])],
+            _ => [(0, &["memory.limit_in_bytes"]), (1, &["pids.max"]), (2, &["cpu.cfs_quota_us"])],
         };
-        files.map(|(index, file)| format!("{file}={}", read(&self.folders[index], file).unwrap_or_default().trim()))
+        files.map(|(index, files)| {
+            let said = |file: &&str| Some(format!("{file}={}", read(&self.folders[index], file)?.trim()));
+            files.iter().filter_map(said).collect::<Vec<_>>().join(", ")
+        })
     }
 
     /// The ways in.
@@ -328,7 +368,8 @@ impl Cgroup {
         }
     }
 
-    /// Removes the cgroup. The kernel may be a few milliseconds behind the end of the last process.
+    /// Removes the cgroup, once the run is over; what is in it still is none of the run's, and is ended (version 2). The
+    /// kernel may be a few milliseconds behind the end of the last process.
     pub(crate) fn remove(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + REMOVE_PATIENCE;
         while let Some(folder) = self.folders.last() {
@@ -336,7 +377,8 @@ impl Cgroup {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
+                    self.kill();
+                    self.wait_until_empty(deadline);
                     continue;
                 }
                 Err(source) => {
@@ -349,61 +391,38 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Sleeps until the last process is gone, as `cgroup.events` announces it (version 2), or else for a moment.
+    fn wait_until_empty(&self, deadline: Instant) {
+        let moment = Duration::from_millis(1);
+        let Some(Ok(mut events)) = self.folders.first().map(|folder| File::open(folder.join("cgroup.events"))) else {
+            return std::thread::sleep(moment);
+        };
+        let mut text = String::new();
+        if events.read_to_string(&mut text).is_err() || !text.contains("populated 1") {
+            return std::thread::sleep(moment);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut set = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        // Whatever it says, the cgroup is tried again.
+        poll(&mut set, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)).ok();
+    }
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // A run removes its cgroup and reports a failure; this is for the paths that have no outcome to report it in.
-        self.kill();
         self.remove().ok();
     }
 }
 
+/// Whether this machine has swap that memory could go to; proc_swaps(5).
+fn has_swap() -> bool {
+    fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
+}
+
 fn read(folder: &Path, file: &str) -> Option<String> {
     fs::read_to_string(folder.join(file)).ok()
-}
-
-/// Whose a cgroup is: a pid namespace, a pid in it, and when that process started, for pids are used again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pid_namespace: u64,
-    pid: u32,
-    started: u64,
-}
-
-impl Owner {
-    /// This process.
-    pub(crate) fn current() -> io::Result<Self> {
-        use std::os::unix::fs::MetadataExt;
-        let pid = std::process::id();
-        let started = started(pid).ok_or_else(|| io::Error::other("failed to read /proc/self/stat"))?;
-        Ok(Self { pid_namespace: fs::metadata("/proc/self/ns/pid")?.ino(), pid, started })
-    }
-
-    /// A name that no other run has, now or later.
-    fn next_name(&self) -> String {
-        // Unique among the runs of one process, with no state: two threads never stand at one address at one time, and
-        // the clock tells one thread's runs apart.
-        let now =
-            nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos());
-        let thread = nix::unistd::gettid();
-        format!("{PREFIX}{}-{}-{}-{thread}-{now}", self.pid_namespace, self.pid, self.started)
-    }
-
-    /// Whether `name` is that of a cgroup whose owner, in this pid namespace, is dead.
-    fn is_stale(&self, name: &str) -> bool {
-        let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
-        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
-        else {
-            return false;
-        };
-        let Ok(pid) = u32::try_from(pid) else { return false };
-        namespace == self.pid_namespace && started(pid) != Some(start)
-    }
-}
-
-/// When `pid` started, in clock ticks since boot: the 22nd field of proc_pid_stat(5).
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -424,14 +443,17 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_is_stale_once_its_owner_is_gone() {
-        let owner = Owner::current().unwrap();
-        assert!(!owner.is_stale(&owner.next_name()));
-        let earlier = Owner { started: owner.started - 1, ..owner.clone() };
-        assert!(owner.is_stale(&earlier.next_name()), "the pid is used again");
-        let elsewhere = Owner { pid_namespace: owner.pid_namespace + 1, ..earlier };
-        assert!(!owner.is_stale(&elsewhere.next_name()), "another pid namespace's processes cannot be seen");
-        assert!(!owner.is_stale("nsbox-"), "not a name of a run");
-        assert!(!owner.is_stale("somebody-1-2-3"), "not one of ours");
+    fn place_is_told_from_the_mount_and_the_membership() {
+        let at = |root: &str, path: &str| place(Path::new(root), Path::new("/sys/fs/cgroup"), path);
+        assert_eq!(at("/", "/user.slice/a.scope"), Some("/sys/fs/cgroup/user.slice/a.scope".into()));
+        assert_eq!(at("/", "/"), Some("/sys/fs/cgroup/".into()));
+        assert_eq!(
+            at("/docker/1", "/docker/1"),
+            Some("/sys/fs/cgroup/".into()),
+            "a container, in the host's namespace"
+        );
+        assert_eq!(at("/docker/1", "/docker/1/leaf"), Some("/sys/fs/cgroup/leaf".into()));
+        assert_eq!(at("/../..", "/"), None, "a namespace of its own, the host's mount");
+        assert_eq!(at("/", "/../beside"), None, "moved out of its namespace's root");
     }
 }

@@ -250,6 +250,8 @@ impl Supervisor<'_, '_> {
             poll(&mut set, Some(until))?;
             let is_ready = |i: usize| set.get(index[i]).is_some_and(ready);
             let [said, died, notified, oom, cancelled, started, stdout, stderr, spoke] = std::array::from_fn(is_ready);
+            // Once all its processes are gone, the listener only hangs up; before Linux 6.11 a read would then never return.
+            let asks = set.get(index[2]).and_then(PollFd::revents).is_some_and(|r| r.contains(PollFlags::POLLIN));
             drop(set);
 
             // What began before is read before what ended: a start and an end in one round are both seen.
@@ -269,8 +271,10 @@ impl Supervisor<'_, '_> {
             if stderr {
                 open[2] = self.capture(Stream::Stderr);
             }
-            if notified {
+            if asks {
                 self.answer()?;
+            } else if notified {
+                self.listener = None;
             }
             if said {
                 match self.receive()? {

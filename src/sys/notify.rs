@@ -22,7 +22,7 @@ const fn ioctl(number: u64, size: usize) -> u64 {
     3 << 30 | (size as u64) << 16 | (b'!' as u64) << 8 | number
 }
 
-/// Takes the next notification; `None` when the caller has gone meanwhile.
+/// Takes the next notification, which a poll has announced with POLLIN; `None` when the caller has gone meanwhile.
 pub(crate) fn receive(listener: BorrowedFd<'_>) -> io::Result<Option<Notification>> {
     // SAFETY: the kernel demands a zeroed structure, and all-zero is valid for it.
     let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };

@@ -2,6 +2,8 @@
 //! looked at from outside, and the gate for what a machine may lack.
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
+mod slow;
+
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nsbox::outcome::Outcome;
 use serde_json::Value;
+pub use slow::patiently;
 
 /// Longer than anything takes on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -219,7 +222,7 @@ impl Running {
 /// Polls until something holds.
 #[track_caller]
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patiently(PATIENCE);
     while !holds() {
         assert!(Instant::now() < deadline, "it never came to pass that {what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -12,6 +12,10 @@ use nix::unistd::Pid;
 use nsbox::outcome::Outcome;
 use serde_json::Value;
 
+#[path = "../harness/slow.rs"]
+mod slow;
+pub use slow::patiently;
+
 /// The interpreter on both sides.
 pub const PYTHON: &str = "/usr/bin/python3";
 
@@ -79,7 +83,8 @@ pub fn command(script: &Path, flags: &[&str]) -> Command {
     command.args(flags).arg(script).stdin(Stdio::null());
     command.env("NSBOX_STORE", folder().join("store")).env("NSBOX_EVENT_LOG", "none");
     // As variables, which a test's own flags override.
-    command.env("NSBOX_LIMITS_CPUS", "2").env("NSBOX_LIMITS_TIMEOUT", "60s");
+    let timeout = format!("{}s", patiently(Duration::from_secs(60)).as_secs());
+    command.env("NSBOX_LIMITS_CPUS", "2").env("NSBOX_LIMITS_TIMEOUT", timeout);
     command
 }
 
@@ -160,7 +165,7 @@ pub fn processes(marker: &str) -> Vec<i32> {
 
 /// The guest's own process, seen from the host, once it runs.
 pub fn wait_for_guest(marker: &str) -> i32 {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + patiently(Duration::from_secs(20));
     while Instant::now() < deadline {
         // The launcher's command line has the marker too; the guest's pid is another inside.
         let guest = processes(marker).into_iter().find(|pid| {
@@ -179,7 +184,7 @@ pub fn wait_for_guest(marker: &str) -> i32 {
 
 /// Waits until `held` is true, for a while.
 pub fn eventually(what: &str, mut held: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patiently(Duration::from_secs(10));
     while !held() {
         assert!(Instant::now() < deadline, "{what}");
         sleep(Duration::from_millis(10));

@@ -96,7 +96,7 @@ const KILLED: [(&str, &str, bool); 16] = [
     ("bpf", "ok", true),
     ("kexec_load", "ok", true),
     ("kexec_file_load", "EBADF", true),
-    ("init_module", "EFAULT", true),
+    ("init_module", "EFAULT or ENOEXEC", true),
     ("finit_module", "EBADF", true),
     ("delete_module", "ENOENT", true),
     ("reboot", "EINVAL", true),
@@ -117,7 +117,11 @@ fn names(privileged: bool) -> String {
 
 /// Whether this kernel was built without what the attack needs: then there is nothing to attack, here.
 fn absent(name: &str, said: &Value) -> bool {
-    let absent = said == "ENOSYS" || said == "EAFNOSUPPORT" || said == "EPROTONOSUPPORT";
+    // MFD_EXEC is a flag of Linux 6.3.
+    let absent = said == "ENOSYS"
+        || said == "EAFNOSUPPORT"
+        || said == "EPROTONOSUPPORT"
+        || (name == "memfd_exec_flag" && said == "EINVAL");
     if absent {
         eprintln!("ABSENT: this kernel has no {name} ({said} outside)");
     }
@@ -178,7 +182,9 @@ fn fatal_calls_reach_the_kernel_outside() {
     let said = attack_outside("kernel.py", &[&names.join(","), "main"]);
     for (name, outside, _) in chosen {
         let how = &said[*name];
-        assert!(how == outside || absent(name, how), "{name}: {how} instead of {outside}");
+        // Kernels find different faults first.
+        let as_told = outside.split(" or ").any(|outside| how == outside);
+        assert!(as_told || absent(name, how), "{name}: {how} instead of {outside}");
     }
 }
 

@@ -61,7 +61,10 @@ impl Offer {
         let unix_abstract = UnixListener::bind_addr(&address).expect("an abstract socket");
         let path = folder().join(format!("s{}", serial()));
         let unix_path = UnixListener::bind(&path).expect("a path socket");
-        let key = 0x4e53_0000 + i64::from(std::process::id() & 0xffff);
+        // Each offer's own: another's end must not remove it.
+        let key = 0x4e53_0000
+            + (i64::from(std::process::id() & 0xfff) << 4)
+            + i64::try_from(serial() & 0xf).expect("four bits");
         let script = REACH
             .replace("TCP)", &format!("{})", tcp.local_addr().expect("an address").port()))
             .replace("UDP)", &format!("{})", udp.local_addr().expect("an address").port()))

@@ -1,5 +1,6 @@
 //! Memory, processes, disk, descriptors and time: spread in every way that a limit of one process would miss.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nsbox::outcome::Verdict;
@@ -116,6 +117,11 @@ fn memory_is_held_outside_and_is_oom_inside_however_it_is_spread() {
             &format!("{hog}\nprint('held')\n"),
             &["--memory", "96m", "--disk", "512m"],
         );
+        if how == "memfds" && !Path::new("/proc/sys/vm/memfd_noexec").exists() {
+            // Before Linux 6.3 none can be made that is never executed, so that a guest makes none at all.
+            assert_eq!((outcome.verdict, harness::refused(&outcome, "memfd_create")), (Verdict::Error, 1));
+            continue;
+        }
         assert_eq!(outcome.verdict, Verdict::Oom, "{how}: {outcome:#?}");
         assert_eq!(outcome.exit_status(), 137);
         let peak = outcome.usage.peak_memory_bytes.expect("a peak");
@@ -218,7 +224,7 @@ result = 'over'
     let begun = Instant::now();
     let outcome = inside(&marker, source, &["--pids", "32", "--timeout", "20s"]);
     assert_eq!(outcome.verdict, Verdict::Ok, "{outcome:#?}");
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < harness::patiently(Duration::from_secs(15)), "{:?}", begun.elapsed());
     assert_eq!(harness::processes(&marker), [] as [i32; 0]);
 }
 
@@ -326,7 +332,7 @@ fn scripts_that_will_not_end_are_ended() {
         assert_eq!(outcome.exit_status(), 124);
         assert!(outcome.stdout.starts_with(b"begun"), "{how}: what was printed is kept");
         assert!(outcome.usage.wall_ms >= 400.0, "{how}: {:?}", outcome.usage);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{how}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < harness::patiently(Duration::from_secs(10)), "{how}: {:?}", begun.elapsed());
     }
 }
 

@@ -8,5 +8,7 @@ mod harness;
 
 mod degraded;
 mod delegated;
+#[allow(dead_code, reason = "each suite uses a part of it")]
+mod scope;
 #[path = "../harness/user.rs"]
 mod user;

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use super::{Error, Owner, REQUIRED};
@@ -27,27 +28,36 @@ pub(super) fn mount() -> Option<(PathBuf, PathBuf)> {
 /// 1. its own, where the controllers are enabled for children or can be;
 /// 2. its own again, after this process has moved into a leaf of it: only if `may_move`, and nobody else is in it;
 /// 3. the nearest one above it that has them enabled and lets this process write.
-pub(super) fn parent_of_runs(own: PathBuf, top: &Path, owner: &Owner, may_move: bool) -> Result<PathBuf, Error> {
-    let refused = match enable(&own) {
-        Ok(()) => return Ok(own),
-        Err(error) => error,
+///
+/// None where `own` does not have the controllers to give, nor is there one above it: they may be those of version 1.
+pub(super) fn parent_of_runs(own: &Path, top: &Path, owner: &Owner, may_move: bool) -> Result<Option<PathBuf>, Error> {
+    let above = || {
+        let mut above = own.ancestors().skip(1).take_while(|folder| folder.starts_with(top));
+        above.find(|folder| is_enabled(folder) && is_writable(folder).is_ok()).map(Path::to_path_buf)
     };
-    let busy = refused.raw_os_error() == Some(libc::EBUSY);
-    if busy && may_move && is_alone(&own, owner.pid) {
-        move_to_leaf(&own, owner)?;
-        let path = own.join("cgroup.subtree_control");
-        enable(&own).map_err(|source| Error::Refused { step: "enable the controllers in", path, source })?;
-        return Ok(own);
+    if !has_all(&offered(own)) {
+        return Ok(above());
     }
-    let above = own.ancestors().skip(1).take_while(|folder| folder.starts_with(top));
-    match above.into_iter().find(|folder| is_enabled(folder) && access(*folder, AccessFlags::W_OK).is_ok()) {
-        Some(folder) => Ok(folder.to_path_buf()),
-        None if busy => Err(Error::Occupied { path: own }),
-        None => {
-            let path = own.join("cgroup.subtree_control");
-            Err(Error::Refused { step: "enable the controllers in", path, source: refused })
+    let refused = |source| Error::refused("enable the controllers in", own.join("cgroup.subtree_control"), source);
+    match enable(own) {
+        Ok(()) => {
+            let refused = |errno: Errno| Error::refused("make cgroups in", own.to_path_buf(), errno.into());
+            is_writable(own).map_err(refused)?;
+            Ok(Some(own.to_path_buf()))
         }
+        Err(error) if error.raw_os_error() != Some(libc::EBUSY) => above().ok_or_else(|| refused(error)).map(Some),
+        Err(_) if may_move && is_alone(own, owner.pid) => {
+            move_to_leaf(own, owner)?;
+            enable(own).map_err(refused)?;
+            Ok(Some(own.to_path_buf()))
+        }
+        Err(_) => above().ok_or_else(|| Error::Occupied { path: own.to_path_buf() }).map(Some),
     }
+}
+
+/// The controllers that a cgroup may enable for its children.
+pub(super) fn offered(folder: &Path) -> Vec<String> {
+    words(&folder.join("cgroup.controllers"))
 }
 
 fn enable(folder: &Path) -> io::Result<()> {
@@ -55,8 +65,19 @@ fn enable(folder: &Path) -> io::Result<()> {
 }
 
 fn is_enabled(folder: &Path) -> bool {
-    let enabled = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
-    REQUIRED.iter().all(|name| enabled.split_whitespace().any(|have| have == *name))
+    has_all(&words(&folder.join("cgroup.subtree_control")))
+}
+
+fn is_writable(folder: &Path) -> nix::Result<()> {
+    access(folder, AccessFlags::W_OK)
+}
+
+fn has_all(controllers: &[String]) -> bool {
+    REQUIRED.iter().all(|name| controllers.iter().any(|have| have == name))
+}
+
+fn words(path: &Path) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
 fn is_alone(folder: &Path, pid: u32) -> bool {
@@ -66,9 +87,9 @@ fn is_alone(folder: &Path, pid: u32) -> bool {
 /// The leaf has a name like a run's, so that a later sweep removes it when this process is gone.
 fn move_to_leaf(own: &Path, owner: &Owner) -> Result<(), Error> {
     let leaf = own.join(owner.next_name());
-    fs::create_dir(&leaf).map_err(|source| Error::Refused { step: "make a leaf", path: leaf.clone(), source })?;
+    fs::create_dir(&leaf).map_err(|source| Error::refused("make a leaf", leaf.clone(), source))?;
     let path = leaf.join("cgroup.procs");
-    fs::write(&path, "0").map_err(|source| Error::Refused { step: "move this process into", path, source })
+    fs::write(&path, "0").map_err(|source| Error::refused("move this process into", path, source))
 }
 
 #[cfg(test)]
@@ -78,6 +99,7 @@ mod tests {
     /// A folder with the files of a cgroup; the kernel's own rules are tested on a real version 2 hierarchy.
     fn folder(path: &Path, enabled: &str) -> PathBuf {
         fs::create_dir_all(path).unwrap();
+        fs::write(path.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
         fs::write(path.join("cgroup.subtree_control"), enabled).unwrap();
         fs::write(path.join("cgroup.procs"), "").unwrap();
         path.to_path_buf()
@@ -93,40 +115,43 @@ mod tests {
         }
     }
 
+    fn parent(own: &Path, top: &Path) -> Result<Option<PathBuf>, Error> {
+        parent_of_runs(own, top, &Owner::current().unwrap(), false)
+    }
+
     #[test]
     fn own_cgroup_is_taken_where_its_children_have_the_controllers() {
         let top = tempfile::tempdir().unwrap();
         let own = folder(&top.path().join("a"), "cpuset cpu io memory pids\n");
-        let owner = Owner::current().unwrap();
-        assert_eq!(parent_of_runs(own.clone(), top.path(), &owner, false).unwrap(), own);
+        assert_eq!(parent(&own, top.path()).unwrap(), Some(own));
     }
 
     #[test]
     fn own_cgroup_is_taken_where_they_can_be_enabled() {
         let top = tempfile::tempdir().unwrap();
         let own = folder(&top.path().join("a"), "memory\n");
-        let owner = Owner::current().unwrap();
-        assert_eq!(parent_of_runs(own.clone(), top.path(), &owner, false).unwrap(), own);
+        assert_eq!(parent(&own, top.path()).unwrap().as_ref(), Some(&own));
         assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+memory +pids +cpu");
     }
 
     #[test]
-    fn nearest_enabled_cgroup_above_is_taken_where_the_own_one_refuses() {
+    fn nearest_enabled_cgroup_above_is_taken_where_the_own_one_lacks_a_controller() {
         let top = tempfile::tempdir().unwrap();
         folder(top.path(), "cpu memory pids\n");
         let slice = folder(&top.path().join("slice"), "cpu memory pids\n");
-        let own = slice.join("unit/scope");
-        let owner = Owner::current().unwrap();
-        // No such folder: enabling fails.
-        assert_eq!(parent_of_runs(own, top.path(), &owner, true).unwrap(), slice);
+        let own = folder(&slice.join("unit/scope"), "");
+        fs::write(own.join("cgroup.controllers"), "memory pids\n").unwrap();
+        assert_eq!(parent(&own, top.path()).unwrap(), Some(slice.clone()));
+        assert_eq!(parent(&own, &slice.join("unit")).unwrap(), None, "what is above the mount is not there");
     }
 
     #[test]
     fn refusal_names_the_file() {
         let top = tempfile::tempdir().unwrap();
-        folder(top.path(), "memory\n");
-        let owner = Owner::current().unwrap();
-        let error = parent_of_runs(top.path().join("none"), top.path(), &owner, true).unwrap_err();
-        assert!(error.to_string().contains("none/cgroup.subtree_control"), "{error}");
+        let own = folder(&top.path().join("own"), "");
+        fs::remove_file(own.join("cgroup.subtree_control")).unwrap();
+        fs::create_dir(own.join("cgroup.subtree_control")).unwrap();
+        let error = parent(&own, top.path()).unwrap_err();
+        assert!(error.to_string().contains("own/cgroup.subtree_control"), "{error}");
     }
 }

@@ -1,0 +1,371 @@
+//! The warm pool against a bare worker and a bare fork: `cargo bench --bench warm_pool`.
+//!
+//! Sides, interleaved within one run on one machine, so that the ratios carry:
+//!
+//! | side | what it is |
+//! |---|---|
+//! | `pool` | a [`Pool`], every layer and every cgroup limit on, the check too |
+//! | `W` | a persistent worker with no sandbox: the same interpreter with the same imports, over the same kind of socket |
+//! | `F` | `os.fork`, exit and wait of that interpreter |
+//!
+//! Scripts: S0 is `1+1`, S1 a moving-average backtest over 500 rows. `PYTHON` names an interpreter with pandas, `ROUNDS` how
+//! often each side takes its turn, `SECONDS` how long each throughput is measured. Run it on a quiet machine, as root for the
+//! CPU figures. Each line shows its first step and its target.
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nsbox::config::Config;
+use nsbox::outcome::Verdict;
+use nsbox::pool::Pool;
+use nsbox::sandbox::Watch;
+
+const S0: &str = "1+1\n";
+const S1: &str = "import numpy as np
+import pandas as pd
+
+rng = np.random.default_rng(7)
+close = pd.Series(100 * np.exp(np.cumsum(rng.normal(0, 0.01, 500))))
+fast, slow = close.rolling(10).mean(), close.rolling(30).mean()
+position = (fast > slow).astype(float).shift(1).fillna(0)
+returns = close.pct_change().fillna(0) * position
+equity = (1 + returns).cumprod()
+result = {
+    'total_return': float(equity.iloc[-1] - 1),
+    'max_drawdown': float((equity / equity.cummax() - 1).min()),
+    'sharpe': float(returns.mean() / returns.std() * np.sqrt(252)),
+}
+";
+
+/// The bare worker: runs what it is sent; `F` and `C` fork instead and answer how long one takes, in wall and in CPU time;
+/// `L` runs S1 in a loop for so many seconds and answers how often, `f` forks so.
+const WORKER: &str = "
+import os, socket, sys, time, json, gc
+import numpy, pandas
+gc.collect(); gc.freeze()
+line = socket.socket(fileno=0)
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+def repeat(seconds, do):
+    until, count = time.perf_counter() + seconds, 0
+    while time.perf_counter() < until:
+        do()
+        count += 1
+    return count
+def run(text):
+    names = {'__name__': '__main__'}
+    exec(compile(text, 'script.py', 'exec'), names)
+    return names.get('result')
+while message := line.recv(1 << 17):
+    kind, text = message[:1], message[1:].decode()
+    if kind == b'R':
+        answer = json.dumps(run(text))
+    elif kind == b'F':
+        begun = time.perf_counter(); fork(); answer = time.perf_counter() - begun
+    elif kind == b'C':
+        before = sum(os.times()[:4]); [fork() for _ in range(int(text))]; answer = (sum(os.times()[:4]) - before) / int(text)
+    elif kind == b'f':
+        answer = repeat(float(text), fork)
+    else:
+        seconds, _, text = text.partition(' '); answer = repeat(float(seconds), lambda: run(text))
+    line.send(str(answer).encode())
+";
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+struct Worker {
+    line: OwnedFd,
+    child: Child,
+}
+
+impl Worker {
+    fn start(python: &str) -> Result<Self> {
+        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let mut command = Command::new(python);
+        for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"] {
+            command.env(name, "1");
+        }
+        let child = command.args(["-c", WORKER]).stdin(Stdio::from(theirs)).spawn()?;
+        let worker = Self { line, child };
+        worker.ask("R", S1)?;
+        Ok(worker)
+    }
+
+    fn ask(&self, kind: &str, text: &str) -> io::Result<String> {
+        send(self.line.as_raw_fd(), format!("{kind}{text}").as_bytes(), MsgFlags::empty())?;
+        let mut answer = vec![0; 4096];
+        let length = recv(self.line.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        answer.truncate(length);
+        String::from_utf8(answer).map_err(io::Error::other)
+    }
+
+    fn number(&self, kind: &str, text: &str) -> Result<f64> {
+        Ok(self.ask(kind, text)?.parse()?)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have ended already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Times of one side, in microseconds.
+#[derive(Default)]
+struct Times(Vec<f64>);
+
+impl Times {
+    fn take<T>(&mut self, what: impl FnOnce() -> Result<T>) -> Result<()> {
+        let begun = Instant::now();
+        what()?;
+        self.0.push(begun.elapsed().as_secs_f64() * 1e6);
+        Ok(())
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    fn at(&self, quantile: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted[((sorted.len() - 1) as f64 * quantile).round() as usize]
+    }
+}
+
+#[derive(Default)]
+struct Round {
+    pool: [Times; 2],
+    worker: [Times; 2],
+    fork: Times,
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are what a benchmark is for")]
+fn main() -> Result<()> {
+    let python = env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let rounds: usize = env::var("ROUNDS").map_or(Ok(200), |rounds| rounds.parse())?;
+    let seconds: f64 = env::var("SECONDS").map_or(Ok(3.0), |seconds| seconds.parse())?;
+    let meter = CpuMeter::open();
+    let mut config = Config { event_log: None, python: Some(python.clone().into()), ..Config::default() };
+    config.limits.cpus = 1.0;
+    let pool = Pool::builder(config.clone()).slots(4).build()?;
+    let workers = [Worker::start(&python)?, Worker::start(&python)?];
+
+    let back_to_back = latencies(&pool, &workers[0], rounds, false)?;
+    let idle = latencies(&pool, &workers[0], rounds / 2, true)?;
+    for (name, round) in [("back to back", &back_to_back), ("after 20-100 ms of idle", &idle)] {
+        print_times(name, round);
+    }
+    let fork = back_to_back.fork.at(0.5);
+    let p50 = |times: &Times| times.at(0.5);
+    println!("\n{:<58}{:>9}{:>12}{:>9}", "", "measured", "first step", "target");
+    line("S1 / W(S1)", p50(&back_to_back.pool[1]) / p50(&back_to_back.worker[1]), "<= 1.3", "<= 1.10");
+    line("(S0 - W(S0)) / F", (p50(&back_to_back.pool[0]) - p50(&back_to_back.worker[0])) / fork, "<= 0.05", "<= 0.02");
+    line("S0 p99 / F", back_to_back.pool[0].at(0.99) / fork, "<= 0.10", "<= 0.05");
+    line("S0 after idle / back to back", p50(&idle.pool[0]) / p50(&back_to_back.pool[0]), "<= 1.1", "<= 1.1");
+    line("S1 after idle / back to back", p50(&idle.pool[1]) / p50(&back_to_back.pool[1]), "<= 1.1", "<= 1.1");
+    let worker_idle = p50(&idle.worker[1]) / p50(&back_to_back.worker[1]);
+    line("  the same of W(S1), which has no sandbox", worker_idle, "", "");
+
+    pss(&pool, "warmed", "", "<= 0.08")?;
+    let s1_cpu = meter.as_ref().map(|meter| cpu_of(meter, &pool, S1, 200)).transpose()?;
+    let fork_cpu = workers[0].number("C", "200")?;
+    if let Some(s1_cpu) = s1_cpu {
+        line("CPU per S1 / CPU per F", s1_cpu / fork_cpu, "<= 5", "<= 1.5");
+    }
+    let both = |kind: &str, text: &str| -> Result<f64> {
+        thread::scope(|scope| {
+            let other = scope.spawn(|| workers[1].ask(kind, text));
+            let own = workers[0].number(kind, text)?;
+            Ok(own + other.join().map_err(|_| "a thread panicked")??.parse::<f64>()?)
+        })
+    };
+    for callers in [2, 4] {
+        let forks = both("f", &seconds.to_string())? / seconds;
+        let runs = throughput(&pool, S0, seconds, callers)?;
+        line(
+            &format!("S0 runs/s, {callers} callers / forks/s ({runs:.0} / {forks:.0})"),
+            runs / forks,
+            ">= 0.7",
+            ">= 1.0",
+        );
+        let loops = both("L", &format!("{seconds} {S1}"))? / seconds;
+        let runs = throughput(&pool, S1, seconds, callers)?;
+        line(
+            &format!("S1 runs/s, {callers} callers / in-process ({runs:.0} / {loops:.0})"),
+            runs / loops,
+            ">= 0.10",
+            ">= 0.6",
+        );
+    }
+    drop(pool);
+    let plain = Pool::builder(Config { warm_up: "none".to_owned(), ..config }).slots(4).build()?;
+    pss(&plain, "plain", "<= 0.02", "<= 0.02")
+}
+
+/// Each side in turns. The pool is full before each burst, for what is timed is a run, not a queue.
+fn latencies(pool: &Pool, worker: &Worker, rounds: usize, idle: bool) -> Result<Round> {
+    let mut round = Round::default();
+    for i in 0..rounds + 4 {
+        if i == 4 {
+            round = Round::default();
+        }
+        while pool.ready() < 4 {
+            sleep(Duration::from_millis(1));
+        }
+        sleep(Duration::from_millis(3));
+        let nap = |n: u64| {
+            if idle {
+                sleep(Duration::from_millis(20 + (i as u64 * 37 + n * 23) % 80))
+            }
+        };
+        for (side, source) in [S0, S1].into_iter().enumerate() {
+            nap(1);
+            round.pool[side].take(|| run(pool, source))?;
+            nap(2);
+            round.worker[side].take(|| Ok(worker.ask("R", source)?))?;
+        }
+        nap(3);
+        round.fork.0.push(worker.number("F", "")? * 1e6);
+    }
+    Ok(round)
+}
+
+fn run(pool: &Pool, source: &str) -> Result<()> {
+    let outcome = pool.run(source, Watch::default());
+    if outcome.verdict == Verdict::Ok {
+        Ok(())
+    } else {
+        Err(format!("{:?}: {}", outcome.verdict, outcome.message).into())
+    }
+}
+
+/// Runs per second of so many callers, each of which asks again as soon as it is answered.
+#[expect(clippy::cast_precision_loss)]
+fn throughput(pool: &Pool, source: &str, seconds: f64, callers: usize) -> Result<f64> {
+    let begun = Instant::now();
+    let ask = || -> std::result::Result<usize, String> {
+        let mut count = 0;
+        while begun.elapsed().as_secs_f64() < seconds {
+            run(pool, source).map_err(|error| error.to_string())?;
+            count += 1;
+        }
+        Ok(count)
+    };
+    let counts: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..callers).map(|_| scope.spawn(ask)).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned())))
+            .collect()
+    });
+    let mut total = 0;
+    for count in counts {
+        total += count?;
+    }
+    Ok(total as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// CPU seconds of this process, its zygote and its slots, by a cgroup around all of them.
+struct CpuMeter(std::path::PathBuf);
+
+impl CpuMeter {
+    /// Enters a cgroup of its own, where this process may make one.
+    fn open() -> Option<Self> {
+        let folder = std::path::Path::new("/sys/fs/cgroup/cpuacct").join(format!("nsbox-bench-{}", std::process::id()));
+        fs::create_dir(&folder).ok()?;
+        fs::write(folder.join("cgroup.procs"), std::process::id().to_string()).ok()?;
+        Some(Self(folder))
+    }
+
+    fn read(&self) -> Result<f64> {
+        Ok(fs::read_to_string(self.0.join("cpuacct.usage"))?.trim().parse::<f64>()? / 1e9)
+    }
+}
+
+impl Drop for CpuMeter {
+    fn drop(&mut self) {
+        fs::write("/sys/fs/cgroup/cpuacct/cgroup.procs", std::process::id().to_string()).ok();
+        fs::remove_dir(&self.0).ok();
+    }
+}
+
+/// CPU time of one run, with the making and ending of its slot.
+fn cpu_of(meter: &CpuMeter, pool: &Pool, source: &str, runs: u32) -> Result<f64> {
+    let settle = || {
+        while pool.ready() < 4 {
+            sleep(Duration::from_millis(1));
+        }
+        sleep(Duration::from_millis(50));
+    };
+    settle();
+    let before = meter.read()?;
+    for _ in 0..runs {
+        while pool.ready() < 2 {
+            sleep(Duration::from_millis(1));
+        }
+        run(pool, source)?;
+    }
+    settle();
+    Ok((meter.read()? - before) / f64::from(runs))
+}
+
+/// Memory that a slot takes which waits: what it shares with nobody, as a share of the zygote's.
+#[expect(clippy::cast_precision_loss)]
+fn pss(pool: &Pool, kind: &str, first_step: &str, target: &str) -> Result<()> {
+    while pool.ready() < 4 {
+        sleep(Duration::from_millis(1));
+    }
+    let sum = |pid: u32, keys: &[&str]| -> Result<f64> {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let lines = rollup.lines().filter(|line| keys.iter().any(|key| line.starts_with(key)));
+        Ok(lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum())
+    };
+    let below = |pid: u32| -> Vec<u32> {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    };
+    let comm = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let init =
+        below(std::process::id()).into_iter().find(|pid| comm(*pid).starts_with("nsbox-init")).ok_or("no init")?;
+    let zygote = below(init).into_iter().find(|pid| !comm(*pid).starts_with("nsbox-init")).ok_or("no zygote")?;
+    let slots = below(zygote);
+    let mut own = 0.0;
+    for slot in &slots {
+        own += sum(*slot, &["Private_Clean:", "Private_Dirty:"])? / slots.len() as f64;
+    }
+    let whole = sum(zygote, &["Rss:"])?;
+    let name = format!("idle slot's own memory / zygote, {kind} ({:.1} of {:.0} MB)", own / 1024.0, whole / 1024.0);
+    line(&name, own / whole, first_step, target);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are what a benchmark is for")]
+fn print_times(name: &str, round: &Round) {
+    println!("\n{name}, microseconds\n{:<12}{:>10}{:>10}{:>10}", "", "p50", "p90", "p99");
+    let sides = [
+        ("pool S0", &round.pool[0]),
+        ("W S0", &round.worker[0]),
+        ("pool S1", &round.pool[1]),
+        ("W S1", &round.worker[1]),
+        ("F", &round.fork),
+    ];
+    for (name, times) in sides {
+        println!("{name:<12}{:>10.0}{:>10.0}{:>10.0}", times.at(0.5), times.at(0.9), times.at(0.99));
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are what a benchmark is for")]
+fn line(name: &str, measured: f64, first_step: &str, target: &str) {
+    println!("{name:<58}{measured:>9.3}{first_step:>12}{target:>9}");
+}

@@ -1,0 +1,70 @@
+//! Whose a run's cgroup is, told by its name.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+/// What a name of ours begins with.
+const PREFIX: &str = "nsbox-";
+
+/// Whose a cgroup is: a pid namespace, a pid in it, and when that process started, for pids are used again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pid_namespace: u64,
+    pub(super) pid: u32,
+    started: u64,
+}
+
+impl Owner {
+    /// This process.
+    pub(crate) fn current() -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let pid = std::process::id();
+        let started = started(pid).ok_or_else(|| io::Error::other("failed to read /proc/self/stat"))?;
+        Ok(Self { pid_namespace: fs::metadata("/proc/self/ns/pid")?.ino(), pid, started })
+    }
+
+    /// A name that no other run has, now or later.
+    pub(super) fn next_name(&self) -> String {
+        // Unique among the runs of one process, with no state: two threads never stand at one address at one time, and
+        // the clock tells one thread's runs apart.
+        let now =
+            nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |t| Duration::from(t).as_nanos());
+        let thread = nix::unistd::gettid();
+        format!("{PREFIX}{}-{}-{}-{thread}-{now}", self.pid_namespace, self.pid, self.started)
+    }
+
+    /// Whether `name` is that of a cgroup whose owner, in this pid namespace, is dead.
+    pub(super) fn is_stale(&self, name: &str) -> bool {
+        let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
+        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
+        else {
+            return false;
+        };
+        let Ok(pid) = u32::try_from(pid) else { return false };
+        namespace == self.pid_namespace && started(pid) != Some(start)
+    }
+}
+
+/// When `pid` started, in clock ticks since boot: the 22nd field of proc_pid_stat(5).
+fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup_is_stale_once_its_owner_is_gone() {
+        let owner = Owner::current().unwrap();
+        assert!(!owner.is_stale(&owner.next_name()));
+        let earlier = Owner { started: owner.started - 1, ..owner.clone() };
+        assert!(owner.is_stale(&earlier.next_name()), "the pid is used again");
+        let elsewhere = Owner { pid_namespace: owner.pid_namespace + 1, ..earlier };
+        assert!(!owner.is_stale(&elsewhere.next_name()), "another pid namespace's processes cannot be seen");
+        assert!(!owner.is_stale("nsbox-"), "not a name of a run");
+        assert!(!owner.is_stale("somebody-1-2-3"), "not one of ours");
+    }
+}
