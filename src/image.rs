@@ -29,6 +29,7 @@ mod packages;
 mod pax;
 mod pyenv;
 mod python;
+pub mod registry;
 mod root;
 mod rootfs;
 mod site;

@@ -3,10 +3,13 @@
 //! Everything happens in a folder of the import's own, which becomes the image by one rename at the end; an import that is
 //! refused, or dies, leaves images and names as they were.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 
 use oci_spec::image::{
@@ -20,6 +23,7 @@ use super::digest::Digest;
 use super::layer::{self, Compression, Expected, Layer, Pump, queue};
 use super::layout::{self, Description, LayerAt, blob_path};
 use super::mtree;
+use super::registry::{self, Fetch, Remote};
 use super::store::{Error, Record, Staging, Store};
 use super::unpack::Unpacker;
 
@@ -151,11 +155,17 @@ impl Store {
                 };
                 self.import_parcel(&parcel, &shown, name, &options.limits, progress)
             }
-            Source::Registry(reference) => Err(Error::Name { name: reference.clone() }),
+            Source::Registry(reference) => {
+                let failed = |source| Error::Registry { archive: shown.clone(), source };
+                progress.begin("asking the registry", None);
+                let remote = Remote::new(reference, options).map_err(failed)?;
+                let parcel = Parcel::remote(remote.describe().map_err(failed)?, remote);
+                self.import_parcel(&parcel, &shown, name, &options.limits, progress)
+            }
         }
     }
 
-    pub(crate) fn import_parcel(
+    fn import_parcel(
         &self,
         parcel: &Parcel,
         shown: &str,
@@ -169,6 +179,12 @@ impl Store {
             && self.has(&digest)?
         {
             return self.name_known(digest, name);
+        }
+        // Before anything is fetched or copied.
+        let sizes = parcel.layers.iter().filter_map(|layer| layer.expected.size);
+        if sizes.fold(0_u64, u64::saturating_add) > limits.bytes {
+            let source = layer::Error::TooLarge { limit: limits.bytes };
+            return Err(Error::Layer { archive: shown.to_owned(), source });
         }
         let import = Import { parcel, shown, limits: *limits, staging: &staging, store: self, progress };
         let record = import.unpack()?;
@@ -187,10 +203,8 @@ impl Store {
 }
 
 /// An image that is ready to be read.
-pub(crate) struct Parcel {
-    content: Option<Content>,
-    /// The one layer of a root file system.
-    rootfs: Option<File>,
+struct Parcel {
+    from: From,
     manifest: Option<Vec<u8>>,
     config: Option<Vec<u8>>,
     layers: Vec<LayerAt>,
@@ -199,21 +213,36 @@ pub(crate) struct Parcel {
 impl Parcel {
     fn rootfs(file: File) -> Self {
         let layer = LayerAt { path: "its tar".to_owned(), expected: Expected::default() };
-        Self { content: None, rootfs: Some(file), manifest: None, config: None, layers: vec![layer] }
+        Self { from: From::Rootfs(file), manifest: None, config: None, layers: vec![layer] }
     }
 
     fn described(description: Description, content: Content) -> Self {
         let Description { manifest, config, layers } = description;
-        Self { content: Some(content), rootfs: None, manifest, config: Some(config), layers }
+        Self { from: From::Content(content), manifest, config: Some(config), layers }
+    }
+
+    fn remote(description: Description, remote: Remote) -> Self {
+        let Description { manifest, config, layers } = description;
+        Self { from: From::Registry(remote), manifest, config: Some(config), layers }
     }
 
     fn open(&self, layer: &LayerAt) -> io::Result<Option<Box<dyn Read + Send + '_>>> {
-        match (&self.rootfs, &self.content) {
-            (Some(file), _) => Ok(Some(Box::new(file))),
-            (None, Some(content)) => Ok(content.open(&layer.path)?.map(|reader| reader as Box<dyn Read + Send>)),
-            (None, None) => Ok(None),
+        match &self.from {
+            From::Rootfs(file) => Ok(Some(Box::new(file))),
+            From::Content(content) => Ok(content.open(&layer.path)?.map(|reader| reader as Box<dyn Read + Send>)),
+            From::Registry(_) => Ok(None),
         }
     }
+}
+
+/// Where layers come from.
+enum From {
+    /// A layout or an archive.
+    Content(Content),
+    /// The one layer of a root file system is the file itself.
+    Rootfs(File),
+    /// They are fetched into the store first.
+    Registry(Remote),
 }
 
 /// One import under way.
@@ -232,15 +261,10 @@ impl Import<'_> {
         let tree = self.staging.make_dir("rootfs")?;
         let blobs = self.staging.make_dir("layout/blobs/sha256")?;
         let mut unpacker = Unpacker::new(&tree, self.limits).map_err(self.staging.failed("rootfs"))?;
-        let mut layers = Vec::new();
-        let mut left = self.limits.bytes;
-        for (index, layer) in self.parcel.layers.iter().enumerate() {
-            let what = format!("layer {} of {}", index + 1, self.parcel.layers.len());
-            self.progress.begin(&format!("unpacking {what}"), layer.expected.size);
-            let found = self.layer(layer, &what, left, &blobs, &mut unpacker)?;
-            left -= found.tar_size;
-            layers.push(found);
-        }
+        let layers = match &self.parcel.from {
+            From::Registry(remote) => self.fetch_and_apply(remote, &blobs, &mut unpacker)?,
+            From::Content(_) | From::Rootfs(_) => self.apply(&blobs, &mut unpacker, self.progress, |_| true)?,
+        };
         self.progress.begin("describing the tree", None);
         let unpacked = unpacker.finish();
         let description = self.staging.path().join(super::store::TREE);
@@ -267,6 +291,59 @@ impl Import<'_> {
         Ok(record)
     }
 
+    /// Unpacks the layers in their order, each as soon as it is `ready`; ends early where one never is.
+    fn apply(
+        &self,
+        blobs: &Path,
+        unpacker: &mut Unpacker,
+        progress: &dyn Progress,
+        mut ready: impl FnMut(usize) -> bool,
+    ) -> Result<Vec<Layer>, Error> {
+        let mut layers = Vec::new();
+        let mut left = self.limits.bytes;
+        for (index, layer) in self.parcel.layers.iter().enumerate() {
+            if !ready(index) {
+                break;
+            }
+            let what = format!("layer {} of {}", index + 1, self.parcel.layers.len());
+            progress.begin(&format!("unpacking {what}"), layer.expected.size);
+            let found = self.layer(layer, &what, left, blobs, unpacker, progress)?;
+            left -= found.tar_size;
+            layers.push(found);
+        }
+        Ok(layers)
+    }
+
+    /// The same while the layers come from a registry: what is shown is how far that is.
+    fn fetch_and_apply(&self, remote: &Remote, blobs: &Path, unpacker: &mut Unpacker) -> Result<Vec<Layer>, Error> {
+        let layers = &self.parcel.layers;
+        let total = layers.iter().filter_map(|layer| layer.expected.size).sum();
+        self.progress.begin(&format!("fetching and unpacking {} layers", layers.len()), Some(total));
+        let (ready, receiver) = channel();
+        let stop = AtomicBool::new(false);
+        let fetch = Fetch { store: self.store, blobs, ready, stop: &stop, progress: self.progress };
+        thread::scope(|scope| {
+            let fetching = scope.spawn(move || remote.fetch(layers, &fetch));
+            let mut fetched = HashSet::new();
+            let applied = self.apply(blobs, unpacker, &(), |index| {
+                while !fetched.contains(&index) {
+                    match receiver.recv() {
+                        Ok(index) => fetched.insert(index),
+                        Err(_) => return false,
+                    };
+                }
+                true
+            });
+            // A layer that is refused ends the import; what is half fetched stays for the next.
+            stop.store(applied.is_err(), Ordering::Relaxed);
+            let panicked = |_| Err(registry::Error::Start(io::Error::other("its thread panicked")));
+            let fetched = fetching.join().unwrap_or_else(panicked);
+            let applied = applied?;
+            fetched.map_err(|source| Error::Registry { archive: self.shown.to_owned(), source })?;
+            Ok(applied)
+        })
+    }
+
     /// Unpacks one layer, read and decompressed by a thread of its own, and keeps its blob.
     fn layer(
         &self,
@@ -275,25 +352,29 @@ impl Import<'_> {
         left: u64,
         blobs: &Path,
         unpacker: &mut Unpacker,
+        progress: &dyn Progress,
     ) -> Result<Layer, Error> {
-        let archive = || match self.parcel.rootfs {
-            Some(_) => self.shown.to_owned(),
-            None => format!("{} ({what}, {})", self.shown, layer.path),
+        let archive = || match self.parcel.from {
+            From::Rootfs(_) => self.shown.to_owned(),
+            From::Content(_) | From::Registry(_) => format!("{} ({what}, {})", self.shown, layer.path),
         };
         let read_failed = |source| Error::Layer { archive: archive(), source };
-        let known = layer.expected.digest.and_then(|digest| self.store.blob(&digest));
-        let is_known = known.is_some();
-        let from: Box<dyn Read + Send + '_> = match known {
-            Some(file) => Box::new(file),
+        // What the store has already is hashed again as it is read.
+        let known = layer.expected.digest.filter(|digest| self.store.link_blob(digest, blobs).is_ok());
+        let aside = blobs.join("layer");
+        let (from, keep): (Box<dyn Read + Send + '_>, _) = match known {
+            Some(digest) => {
+                let path = blobs.join(digest.hex());
+                (Box::new(File::open(&path).map_err(|error| read_failed(layer::Error::Read(error)))?), None)
+            }
             None => {
                 let opened = self.parcel.open(layer).map_err(|error| read_failed(layer::Error::Read(error)))?;
                 let missing = || layout::Error::Missing { path: layer.path.clone() };
-                opened.ok_or_else(|| Error::Layout { archive: self.shown.to_owned(), source: missing() })?
+                let from = opened.ok_or_else(|| Error::Layout { archive: self.shown.to_owned(), source: missing() })?;
+                (from, Some(File::create(&aside).map_err(self.staging.failed("layer"))?))
             }
         };
-        let aside = blobs.join("layer");
-        let keep = if is_known { None } else { Some(File::create(&aside).map_err(self.staging.failed("layer"))?) };
-        let (limits, progress) = (self.limits, self.progress);
+        let limits = self.limits;
         let pump = Pump { from, keep, expected: layer.expected, left, limits, progress };
         let (queue, stream) = queue();
         let vouched = layer.expected.digest.is_some() || layer.expected.diff_id.is_some();
@@ -310,14 +391,17 @@ impl Import<'_> {
         // A stream that breaks ends early for the unpacker too, which knows less of it. A pump that the unpacker hung up
         // on has read too little to say anything.
         let unpack_failed = |source| Error::Unpack { archive: archive(), source };
-        let found = match (found, applied) {
-            (found, Ok(())) => found.map_err(read_failed)?,
-            (Err(error), Err(_)) if error.is_of_the_stream() => return Err(read_failed(error)),
-            (_, Err(error)) => return Err(unpack_failed(error)),
+        let result = match (found, applied) {
+            (found, Ok(())) => found.map_err(read_failed),
+            (Err(error), Err(_)) if error.is_of_the_stream() => Err(read_failed(error)),
+            (_, Err(error)) => Err(unpack_failed(error)),
         };
-        if is_known {
-            self.store.link_blob(&found.digest, blobs)?;
-        } else {
+        if let (Err(Error::Layer { .. }), Some(digest)) = (&result, &known) {
+            // The store's own copy may be what is damaged: the next import shall not meet it again.
+            self.store.forget_blob(digest)?;
+        }
+        let found = result?;
+        if known.is_none() {
             let name = found.digest.hex();
             fs::rename(&aside, blobs.join(&name)).map_err(self.staging.failed(&name))?;
         }

@@ -16,7 +16,7 @@ use super::digest::Digest;
 use super::layer::Expected;
 
 /// The largest document that is read.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 /// The most layers of an image; Docker's own limit is 127.
 const MAX_LAYERS: usize = 127;
 /// How far an index may lead to another.

@@ -31,7 +31,7 @@ use super::import::Progress;
 use super::layer::{self, Layer};
 use super::mtree::{self, Totals};
 use super::packages::{Package, packages};
-use super::{archive, layout, unpack};
+use super::{archive, layout, registry, unpack};
 
 /// The version of [`Record`].
 pub(crate) const SCHEMA: u32 = 1;
@@ -122,6 +122,15 @@ pub enum Error {
         #[source]
         source: layout::Error,
     },
+    /// An image that a registry does not give.
+    #[error("failed to import {archive}")]
+    Registry {
+        /// The source.
+        archive: String,
+        /// Why.
+        #[source]
+        source: registry::Error,
+    },
     /// A layer whose bytes are refused.
     #[error("failed to import {archive}")]
     Layer {
@@ -157,6 +166,7 @@ impl Error {
             Self::Document(_) => "image-document",
             Self::Archive { source, .. } => source.code(),
             Self::Layout { source, .. } => source.code(),
+            Self::Registry { source, .. } => source.code(),
             Self::Layer { source, .. } => source.code(),
             Self::Unpack { source, .. } => source.code(),
         }
@@ -379,9 +389,22 @@ impl Store {
         Ok(self.image_dir(digest).is_dir())
     }
 
-    /// The blob of a digest, if it is kept. Its content is as good as its name only once it has been hashed.
-    pub(crate) fn blob(&self, digest: &Digest) -> Option<File> {
-        File::open(self.root.join(layout::blob_path(digest))).ok()
+    /// Takes a blob out of those that are shared: images that have it keep it.
+    pub(crate) fn forget_blob(&self, digest: &Digest) -> Result<(), Error> {
+        let path = self.root.join(layout::blob_path(digest));
+        fs::remove_file(&path).or_else(missing_is_fine).map_err(failed("remove", &path))
+    }
+
+    /// Where a layer lies that is being fetched.
+    pub(crate) fn partial(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        Ok(self.shelf("partial")?.join(digest.hex()))
+    }
+
+    /// Makes a file that has the digest a blob.
+    pub(crate) fn adopt_blob(&self, path: &Path, digest: &Digest) -> Result<(), Error> {
+        self.shelf("blobs")?;
+        let to = self.shelf("blobs/sha256")?.join(digest.hex());
+        fs::rename(path, &to).map_err(failed("make", &to))
     }
 
     /// Gives a blob of the store another name, in the layout of an image.
@@ -714,7 +737,7 @@ fn choose(root: bool, variable: impl Fn(&str) -> Option<OsString>) -> Option<Pat
 }
 
 /// Whether an open file is still the one at its path.
-fn is_at(file: &File, path: &Path) -> bool {
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let id = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
     matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(open), Ok(there)) if id(&open) == id(&there))
 }
