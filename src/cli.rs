@@ -3,6 +3,8 @@
 mod check;
 mod config;
 mod doctor;
+mod image;
+mod progress;
 mod run;
 mod seccomp;
 mod spec;
@@ -39,6 +41,9 @@ enum Command {
     Run(Box<run::Args>),
     /// Checks scripts against the policy without running them
     Check(check::Args),
+    /// Brings images into the store, shows, checks and removes them
+    #[command(subcommand)]
+    Image(image::Command),
     /// Tells what this machine allows, layer by layer, and what mends what it does not
     Doctor(Box<doctor::Args>),
     /// Shows the configuration
@@ -91,6 +96,7 @@ pub fn main() -> ExitCode {
     let result = match args.command {
         Command::Run(args) => run::main(*args),
         Command::Check(args) => check::main(&args),
+        Command::Image(command) => image::main(&command),
         Command::Doctor(args) => doctor::main(&args),
         Command::Config(command) => config::main(&command),
         Command::Seccomp(command) => seccomp::main(&command),
