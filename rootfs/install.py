@@ -7,7 +7,8 @@
 as the specification of wheels says (its scripts and headers left out, since nothing installs or compiles in the guest),
 `cut.txt` is applied, and every module is compiled. Same input, same bytes: bytecode carries the digest of its source
 and no time, and each file is compiled in a process that has compiled nothing before, since what an interpreter has
-seen shows in the bytecode it writes. Prints one line for each step: `install NAME` or `compile DONE TOTAL`.
+seen shows in the bytecode it writes. Prints
+`begin STAGE BYTES` for each stage, then `done BYTES` on the way.
 """
 
 import base64
@@ -141,7 +142,7 @@ def in_fresh_processes(work, items):
     """Calls `work` for each item in a process of its own, as many at a time as there are CPUs."""
     running, failed = 0, 0
     most = len(os.sched_getaffinity(0))
-    for done, item in enumerate([*items, *[None] * most]):
+    for item in [*items, *[None] * most]:
         if running == most or item is None:
             if running:
                 failed += os.wait()[1] != 0
@@ -151,8 +152,7 @@ def in_fresh_processes(work, items):
                 work(item)
                 os._exit(0)
             running += 1
-            if done % 100 == 0:
-                print("compile", done, len(items), flush=True)
+            print("done", os.path.getsize(item), flush=True)
     if failed:
         sys.exit(f"{failed} modules could not be compiled")
 
@@ -167,9 +167,8 @@ def compile_module(path):
 
 def compile_all():
     modules = sorted(str(path) for top in {SITE, STDLIB, STDLIB.parent / "python3"} for path in top.rglob("*.py"))
-    # Large ones last for long: begin with them.
-    modules.sort(key=os.path.getsize, reverse=True)
-    in_fresh_processes(compile_module, [path for path in modules if not path.startswith(f"{STDLIB}/dist-packages/")])
+    print("begin compiling", sum(map(os.path.getsize, modules)), flush=True)
+    in_fresh_processes(compile_module, modules)
 
 
 def link_duplicates():
@@ -199,9 +198,10 @@ def main():
     install_guest()
     wheels = sorted((BUILD / "wheels").glob("*.whl"))
     cut_tree(is_cut)
+    print("begin installing", sum(wheel.stat().st_size for wheel in wheels), flush=True)
     for wheel in wheels:
-        print("install", wheel.name.split("-")[0], flush=True)
         install(wheel, is_cut)
+        print("done", wheel.stat().st_size, flush=True)
     link_duplicates()
     compile_all()
     for name, text in ETC.items():
