@@ -11,7 +11,7 @@ use super::{Failure, complain, terminal};
 use crate::config::{parse_size, size_text};
 use crate::image::build;
 use crate::image::store::{Entry, Error, Inspection};
-use crate::image::{Limits, Manager, Options, Source, Store};
+use crate::image::{Limits, Manager, Options, Progress, Source, Store};
 
 /// Exit status of `verify` where something differs.
 const DIFFERS: u8 = 1;
@@ -192,6 +192,21 @@ fn build(args: &Build) -> Result<u8, Failure> {
     }
     print(&built.imported.digest.to_string())?;
     Ok(0)
+}
+
+/// Builds the production image at its first use, when its name is asked for and the store has none.
+pub(super) fn ensure(image: &str, quiet: bool) -> Result<(), Failure> {
+    let Some(profile) = build::Profile::of_image(image) else { return Ok(()) };
+    let store = Store::open()?;
+    if store.has_name(image)? {
+        return Ok(());
+    }
+    let bar = Bar::new(quiet);
+    bar.begin(&format!("the store has no image {image:?} yet: building it, once"), None);
+    let options = build::Options { profile, ..build::Options::default() };
+    let built = build::build(&store, &options, &bar);
+    bar.clear();
+    built.map(|_| ()).map_err(|error| Failure::usage(&error))
 }
 
 fn import(args: &Import) -> Result<u8, Failure> {

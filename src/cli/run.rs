@@ -211,6 +211,7 @@ Examples:
 pub(super) fn main(args: Args) -> Result<u8, Failure> {
     let resolved = args.options.resolve()?;
     let script = script(&args)?;
+    super::image::ensure(&resolved.config.image, args.quiet)?;
     let cancel = Cancel::new()?;
     for signal in SIGNALS {
         signal_hook::low_level::pipe::register(signal, cancel.trigger()?)?;

@@ -24,9 +24,6 @@ use fetch::Cache;
 use lock::Lock;
 pub use pack::Error as PackError;
 
-/// The name that a build gets where none is given, and that `--image sandbox` asks for.
-pub const DEFAULT_NAME: &str = "sandbox";
-
 /// What an image is built of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -34,7 +31,7 @@ pub struct Options {
     pub profile: Profile,
     /// What they are put on.
     pub base: Base,
-    /// Its name in the store; `None` is [`DEFAULT_NAME`], with `-slim` for that profile.
+    /// Its name in the store; `None` is [`Profile::image`].
     pub name: Option<String>,
     /// A folder as `rootfs/lock.sh` writes it; `None` is the lock of this version of nsbox.
     pub lock: Option<PathBuf>,
@@ -60,6 +57,21 @@ impl Profile {
             Self::Full => "full",
             Self::Slim => "slim",
         }
+    }
+
+    /// The name that an image of it gets where none is given.
+    #[must_use]
+    pub fn image(self) -> &'static str {
+        match self {
+            Self::Full => "sandbox",
+            Self::Slim => "sandbox-slim",
+        }
+    }
+
+    /// The profile that is built where an image of this name is asked for and there is none.
+    #[must_use]
+    pub fn of_image(name: &str) -> Option<Self> {
+        [Self::Full, Self::Slim].into_iter().find(|profile| profile.image() == name)
     }
 }
 
@@ -247,10 +259,7 @@ impl Error {
 /// # Errors
 /// An [`Error`] that names the package; the store is then as it was, but for the cache.
 pub fn build(store: &Store, options: &Options, progress: &dyn Progress) -> Result<Built, Error> {
-    let name = options.name.clone().unwrap_or_else(|| match options.profile {
-        Profile::Full => DEFAULT_NAME.to_owned(),
-        Profile::Slim => format!("{DEFAULT_NAME}-slim"),
-    });
+    let name = options.name.clone().unwrap_or_else(|| options.profile.image().to_owned());
     store::check_name(&name)?;
     let lock = Lock::read(options.profile, options.lock.as_deref())?;
     let epoch = options.epoch.map_or_else(|| source_date_epoch(lock.epoch), Ok)?;
