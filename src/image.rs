@@ -18,6 +18,7 @@
 
 pub mod archive;
 mod binds;
+pub mod build;
 mod digest;
 mod host;
 mod import;

@@ -9,14 +9,17 @@ use comfy_table::{Table, presets};
 use super::progress::Bar;
 use super::{Failure, complain, terminal};
 use crate::config::{parse_size, size_text};
+use crate::image::build;
 use crate::image::store::{Entry, Error, Inspection};
-use crate::image::{Limits, Manager, Options, Source, Store};
+use crate::image::{Limits, Manager, Options, Progress, Source, Store};
 
 /// Exit status of `verify` where something differs.
 const DIFFERS: u8 = 1;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Builds the production image from packages and a lock, without a daemon and without root
+    Build(Build),
     /// Brings an image into the store: from an OCI layout, an archive of docker save, a root file system or a registry
     Import(Import),
     /// Lists the images of the store
@@ -29,6 +32,46 @@ pub(super) enum Command {
     /// Removes images; one that a run uses stays
     Rm(Remove),
 }
+
+/// Builds the production image from packages and a lock, without a daemon and without root
+#[derive(Debug, Parser)]
+#[command(after_help = BUILD_HELP)]
+pub(super) struct Build {
+    /// The name it gets; default: sandbox, or sandbox-slim
+    #[arg(long)]
+    name: Option<String>,
+    /// full, or slim: without the clients of language models and what only speaks to a network
+    #[arg(long, value_enum, default_value = "full")]
+    profile: BuildProfile,
+    /// What the packages are put on: debian, an OCI layout or archive, or oci://HOST/NAME:TAG
+    #[arg(long, default_value = "debian")]
+    base: String,
+    /// A folder with a lock of your own, as rootfs/lock.sh writes it; default: the one built in
+    #[arg(long, value_name = "DIR")]
+    lock: Option<std::path::PathBuf>,
+    /// Says nothing but the digest
+    #[arg(long, short)]
+    quiet: bool,
+    /// Prints the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The profiles, as flags spell them.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BuildProfile {
+    Full,
+    Slim,
+}
+
+const BUILD_HELP: &str = "\
+Packages come from Debian's mirror (NSBOX_DEBIAN_MIRROR names another) and from pip's index (PIP_INDEX_URL, pip.conf), by
+the digests of the lock, and are kept in the store's cache. One lock gives one digest.
+
+Examples:
+  nsbox image build
+  nsbox image build --profile slim --name small
+  nsbox run --image sandbox strategy.py";
 
 /// Brings an image into the store: from an OCI layout, an archive of docker save, a root file system or a registry
 #[derive(Debug, Parser)]
@@ -119,12 +162,51 @@ impl From<Error> for Failure {
 
 pub(super) fn main(command: &Command) -> Result<u8, Failure> {
     match command {
+        Command::Build(args) => build(args),
         Command::Import(args) => import(args),
         Command::List(args) => list(args),
         Command::Inspect(args) => inspect(args),
         Command::Verify(args) => verify(args),
         Command::Rm(args) => remove(args),
     }
+}
+
+fn build(args: &Build) -> Result<u8, Failure> {
+    let store = Store::open()?;
+    let profile = match args.profile {
+        BuildProfile::Full => build::Profile::Full,
+        BuildProfile::Slim => build::Profile::Slim,
+    };
+    let Ok(base) = args.base.parse();
+    let options = build::Options { profile, base, name: args.name.clone(), lock: args.lock.clone(), epoch: None };
+    let bar = Bar::new(args.quiet);
+    let built = build::build(&store, &options, &bar);
+    bar.clear();
+    let built = built.map_err(|error| Failure::usage(&error))?;
+    if args.json {
+        return print_json(&serde_json::json!({
+            "name": built.name,
+            "digest": built.imported.digest,
+            "was_there": built.imported.was_there,
+        }));
+    }
+    print(&built.imported.digest.to_string())?;
+    Ok(0)
+}
+
+/// Builds the production image at its first use, when its name is asked for and the store has none.
+pub(super) fn ensure(image: &str, quiet: bool) -> Result<(), Failure> {
+    let Some(profile) = build::Profile::of_image(image) else { return Ok(()) };
+    let store = Store::open()?;
+    if store.has_name(image)? {
+        return Ok(());
+    }
+    let bar = Bar::new(quiet);
+    bar.begin(&format!("the store has no image {image:?} yet: building it, once"), None);
+    let options = build::Options { profile, ..build::Options::default() };
+    let built = build::build(&store, &options, &bar);
+    bar.clear();
+    built.map(|_| ()).map_err(|error| Failure::usage(&error))
 }
 
 fn import(args: &Import) -> Result<u8, Failure> {

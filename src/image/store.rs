@@ -484,6 +484,12 @@ impl Store {
         }
     }
 
+    /// Whether an image has this very name.
+    pub(crate) fn has_name(&self, name: &str) -> Result<bool, Error> {
+        check_name(name)?;
+        Ok(self.root.join("names").join(name).exists())
+    }
+
     /// The digest that a name or the start of a digest means.
     fn digest_of(&self, name: &str) -> Result<Digest, Error> {
         if check_name(name).is_ok() {
