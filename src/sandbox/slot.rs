@@ -6,8 +6,7 @@
 //! every process that was in it is gone, for it costs as much as all the others and holds nothing (no interface is up, and
 //! nobody can put one up).
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,8 +102,7 @@ impl Slot {
 
     /// Gives it its request. Where that fails, nothing of the script has run.
     pub(crate) fn ask(&mut self, task: &Task) -> io::Result<()> {
-        let mut nonce = Nonce::default();
-        File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+        let nonce = line::nonce()?;
         let request = Request {
             // What is left in /output is read when nobody writes to it any more.
             answer: task.artifacts.is_none(),
