@@ -42,8 +42,8 @@ use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
 use account::Account;
-pub(crate) use account::{chain, failed as failed_run, unavailable};
-use cgroup::Cgroup;
+pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
+use cgroup::{Cgroup, Hierarchy};
 use channels::Channels;
 use host::Host;
 use idmap::HostIds;
@@ -428,6 +428,14 @@ impl Sandbox {
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan
+    }
+}
+
+/// Moves this process, which is nsbox's own, into a leaf of its cgroup where runs could have no limits beside it: see
+/// [`Ground::survey`]. Where that fails, so will the sandbox, and it says why.
+pub(crate) fn settle() {
+    if let Ok(owner) = cgroup::Owner::current() {
+        Hierarchy::discover(&owner, true).ok();
     }
 }
 

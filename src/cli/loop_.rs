@@ -15,7 +15,7 @@ use super::{Failure, complain, event_log, run, stats};
 use crate::batch::{Batch, Record, Results, Row, Table, strategies};
 use crate::outcome::{Timings, Verdict};
 use crate::router::Router;
-use crate::sandbox::Cancel;
+use crate::sandbox::{Cancel, settle};
 use crate::stats::{Statistics, word};
 
 /// Runs strategies one after the other, with a record of each and statistics at the end
@@ -93,11 +93,16 @@ pub(super) fn main(args: &Args) -> Result<u8, Failure> {
     }
     .map_err(usage)?;
 
+    let (alerts, log) = (config.alerts, event_log(&config));
+    let done: HashSet<u64> = rows.iter().map(|row| row.iteration).collect();
+    let pending = (0..batch.len()).filter(|iteration| !done.contains(iteration)).count();
+    settle();
+    let router = Router::new(config, log).jobs(jobs.min(pending));
+    if pending > 0 {
+        router.prepare().map_err(|error| Failure::usage(&error))?;
+    }
     let cancel = Cancel::new()?;
     run::end_by_signal(&cancel)?;
-    let (alerts, log) = (config.alerts, event_log(&config));
-    let router = Router::new(config, log);
-    let done: HashSet<u64> = rows.iter().map(|row| row.iteration).collect();
     let mut display = Display::new(batch.len(), &rows, args.quiet);
     let give = |script, iteration| args.given.give_iteration(script, &inputs, iteration);
     let ran = batch.run(&router, &done, &cancel, give, |record| {
