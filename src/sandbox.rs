@@ -9,6 +9,7 @@ mod artifacts;
 mod caps;
 pub(crate) mod cgroup;
 mod channels;
+pub(crate) mod direct;
 mod guest;
 pub(crate) mod host;
 mod idmap;
@@ -332,12 +333,12 @@ impl Sandbox {
 
     /// What the guest's process executes; `file` is its script, as it sees it.
     fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
-        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
         self.command_for(guest::Task::Script { file, args, inputs })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
-        guest::Command { runner: &self.runner, python: &self.image.python, task }
+        guest::Command { runner: &self.runner, python: &self.image.python, task, on_host: false }
     }
 
     /// The guest's file system, with every source opened.
@@ -353,12 +354,7 @@ impl Sandbox {
     fn inputs(&self, inputs: &[(String, PathBuf)], guest: (u32, u32)) -> Result<Vec<(Bind, bool)>, Error> {
         let mut binds = Vec::with_capacity(inputs.len());
         for (i, (name, path)) in inputs.iter().enumerate() {
-            if !guest::is_input_name(name) {
-                return Err(Error::InputName { name: name.clone() });
-            }
-            if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Error::InputTwice { name: name.clone() });
-            }
+            check_input_name(inputs, i)?;
             let input = self.input(name, path, guest).map_err(|source| Error::Input {
                 name: name.clone(),
                 path: path.clone(),
@@ -471,6 +467,18 @@ impl Equipment {
         let (privileged, landlock) = (mounts::may_clone(), landlock::abi());
         Sandbox { config, ids, image, policy, program, runner, privileged, landlock, ground }
     }
+}
+
+/// Whether the input at `index` can have its name.
+fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Result<(), Error> {
+    let (name, _) = &inputs[index];
+    if !guest::is_input_name(name) {
+        return Err(Error::InputName { name: name.clone() });
+    }
+    if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
+        return Err(Error::InputTwice { name: name.clone() });
+    }
+    Ok(())
 }
 
 /// The image's part of the guest's file system, with every source opened.

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::event::EventType;
 use crate::outcome::{Backend, Outcome};
 use crate::pool::Pool;
+use crate::sandbox::direct::Direct;
 use crate::sandbox::{Sandbox, Script, Watch, chain};
 
 /// Runs in a row that a pool may fail to serve before another takes its place.
@@ -26,6 +27,8 @@ pub(super) enum Ready {
     Sandbox(Box<Sandbox>),
     /// The same, for a single run: the sandbox is made with it.
     Once(Box<Config>),
+    /// No isolation at all.
+    Direct(Box<Direct>),
 }
 
 impl Ready {
@@ -38,7 +41,11 @@ impl Ready {
                 let sandbox = Sandbox::new(config.clone()).map_err(|error| error.explain())?;
                 Ok(Self::Sandbox(Box::new(sandbox)))
             }
-            Backend::Docker | Backend::AstOnly | Backend::Direct => Err("not yet".to_owned()),
+            Backend::Direct => {
+                let direct = Direct::new(config.clone()).map_err(|error| error.explain())?;
+                Ok(Self::Direct(Box::new(direct)))
+            }
+            Backend::Docker | Backend::AstOnly => Err("not yet".to_owned()),
         }
     }
 
@@ -78,6 +85,7 @@ impl Ready {
                 outcome
             }
             Self::Sandbox(sandbox) => sandbox.run_watched(script, watch),
+            Self::Direct(direct) => direct.run(script, watch),
             Self::Once(config) => Sandbox::run_once(Config::clone(config), script, watch),
         }
     }
