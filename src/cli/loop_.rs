@@ -96,13 +96,13 @@ pub(super) fn main(args: &Args) -> Result<u8, Failure> {
     let (alerts, log) = (config.alerts, event_log(&config));
     let done: HashSet<u64> = rows.iter().map(|row| row.iteration).collect();
     let pending = (0..batch.len()).filter(|iteration| !done.contains(iteration)).count();
+    let cancel = Cancel::new()?;
+    run::end_by_signal(&cancel)?;
     settle();
     let router = Router::new(config, log).jobs(jobs.min(pending));
     if pending > 0 {
         router.prepare().map_err(|error| Failure::usage(&error))?;
     }
-    let cancel = Cancel::new()?;
-    run::end_by_signal(&cancel)?;
     let mut display = Display::new(batch.len(), &rows, args.quiet);
     let give = |script, iteration| args.given.give_iteration(script, &inputs, iteration);
     let ran = batch.run(&router, &done, &cancel, give, |record| {
