@@ -172,10 +172,7 @@ impl Router {
         while let Some(route) = self.routes.get(at) {
             let is_last = at + 1 == self.routes.len();
             let given = if is_last { std::mem::take(&mut script) } else { script.again() };
-            let once = Watch {
-                sink: watch.sink.as_mut().map(|sink| &mut **sink as _),
-                cancel: watch.cancel.clone(),
-            };
+            let once = Watch { sink: watch.sink.as_mut().map(|sink| &mut **sink as _), cancel: watch.cancel.clone() };
             let (outcome, had) = self.attempt(at, route, given.stdin(stdin.lend()), once, journal);
             let outcome = story.name(outcome);
             let cancelled = watch.cancel.as_ref().is_some_and(Cancel::is_cancelled);
@@ -186,7 +183,8 @@ impl Router {
             if stdin.is_read() {
                 let mut outcome = story.end(route.backend, outcome);
                 let (next, from) = (word(&successor.backend), word(&route.backend));
-                outcome.say(&format!("{next} does not take over, for {from} has read from the script's standard input"));
+                outcome
+                    .say(&format!("{next} does not take over, for {from} has read from the script's standard input"));
                 return self.close(Some(route.backend), outcome, journal);
             }
             let id = outcome.id.clone();
@@ -246,9 +244,8 @@ impl Router {
 
     /// Which backend takes over from another; `had`: whether that could be had.
     fn next(&self, at: usize, verdict: Verdict, had: bool) -> Option<usize> {
-        let may_follow = |route: &Route| {
-            route.by_auto && !had || route.is_fallback && self.config.fallback_on.contains(&verdict)
-        };
+        let may_follow =
+            |route: &Route| route.by_auto && !had || route.is_fallback && self.config.fallback_on.contains(&verdict);
         self.routes.iter().enumerate().skip(at + 1).find(|(_, route)| may_follow(route)).map(|(index, _)| index)
     }
 

@@ -302,9 +302,7 @@ impl Sandbox {
         if let Some(mut code) = supervisor.channels.code.take() {
             channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
         }
-        if let Ok(hierarchy) = &self.ground.hierarchy {
-            hierarchy.sweep(&self.ground.owner);
-        }
+        self.ground.sweep();
         supervisor.wait_ready(&plan, setup_deadline)?;
         supervisor.start()?;
         // Read back while the interpreter starts; that all is armed, init has said.

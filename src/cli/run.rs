@@ -9,7 +9,7 @@ use clap::Parser;
 use super::terminal::Output;
 use super::{Failure, complain, event_log};
 use crate::config::{Resolved, Resolver};
-use crate::outcome::{Attempt, Outcome, Verdict};
+use crate::outcome::{Attempt, Backend, Outcome, Verdict};
 use crate::router::Router;
 use crate::sandbox::{Cancel, Script, Stdin, Stream, Watch};
 use crate::stats::word;
@@ -304,7 +304,9 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
     } else if verbose && !outcome.message.is_empty() {
         complain(&outcome.message);
     }
-    if outcome.degraded {
+    if outcome.backend == Some(Backend::Direct) {
+        complain("warning: the script ran without any isolation (enabled: false)");
+    } else if outcome.degraded {
         complain(
             "warning: the run was degraded: a required layer or limit was replaced by something weaker (--json names it)",
         );

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::Config;
 use super::error::Error;
 use super::file;
 use super::key::{FALLBACK_TO_DIRECT, Input, KEYS, Raw, find};
-use super::Config;
 use crate::outcome::Verdict;
 
 /// The variable that names the configuration file where no flag does.

@@ -160,7 +160,9 @@ pub enum Error {
         place: String,
     },
     /// A package that is not what the lock says.
-    #[error("{package} from {place} has the digest {found}, not that of the lock: it was exchanged; use another mirror")]
+    #[error(
+        "{package} from {place} has the digest {found}, not that of the lock: it was exchanged; use another mirror"
+    )]
     Mismatch {
         /// Its name and version.
         package: String,

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::journal::Journal;
 use super::Terms;
+use super::journal::Journal;
 use crate::config::Config;
 use crate::event::EventType;
 use crate::outcome::{Backend, Outcome};

@@ -105,6 +105,13 @@ impl Ground {
         }
     }
 
+    /// Removes what the runs of supervisors that are dead left.
+    pub(crate) fn sweep(&self) {
+        if let Ok(hierarchy) = &self.hierarchy {
+            hierarchy.sweep(&self.owner);
+        }
+    }
+
     /// Sends a plan, and the descriptors in it, to who executes it.
     pub(crate) fn send(&self, plan: &mut Plan, control: &OwnedFd) -> Result<(), Error> {
         let (message, descriptors) = plan.encode(self.this.as_raw_fd())?;

@@ -274,6 +274,12 @@ pub fn cgroup_file(cgroups: &[PathBuf], names: &[&str]) -> String {
 /// store. `true` there; `false` outside, when it has passed.
 #[track_caller]
 pub fn alone(test: &str) -> bool {
+    alone_with(&[], test)
+}
+
+/// The same, with variables of that process's environment.
+#[track_caller]
+pub fn alone_with(variables: &[(&str, &str)], test: &str) -> bool {
     if env::var_os(ALONE).is_some() {
         return true;
     }
@@ -281,6 +287,7 @@ pub fn alone(test: &str) -> bool {
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(ALONE, "1")
         .env("NSBOX_STORE", store())
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);

@@ -127,7 +127,8 @@ impl Layout<'_> {
     /// Writes the index and the version.
     pub fn index(&self, manifests: &[Value]) {
         fs::write(self.0.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        fs::write(self.0.join("index.json"), json!({ "schemaVersion": 2, "manifests": manifests }).to_string()).unwrap();
+        fs::write(self.0.join("index.json"), json!({ "schemaVersion": 2, "manifests": manifests }).to_string())
+            .unwrap();
     }
 
     /// A manifest over layers: the blob as it is stored, and the tar in it.

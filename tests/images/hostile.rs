@@ -81,7 +81,8 @@ impl Guarded {
         self.check();
         assert_eq!(state(&self.place.path("store/images")), self.store, "the store");
         assert_eq!(self.place.read("before"), "b");
-        let staging: Vec<_> = fs::read_dir(self.place.path("store/staging")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let staging: Vec<_> =
+            fs::read_dir(self.place.path("store/staging")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(staging, [".lock"], "nothing is left of it");
         let blobs = fs::read_dir(self.place.path("store/blobs/sha256")).unwrap().count();
         assert_eq!(blobs, 3, "manifest, configuration and layer of what was there");
@@ -129,14 +130,31 @@ fn links_lead_nowhere_outside() {
         guarded.refuses_entry(tar().file("link/folder/secret", "x"), &["link/folder/secret", "leads nowhere"]);
         guarded.refuses_entry(tar().dir("link/folder/new/"), &["leads nowhere"]);
         guarded.refuses_entry(tar().hard_link("stolen", "link/folder/secret"), &["hard link"]);
-        guarded.refuses_entry(Tar::new().hard_link("stolen", &format!("{target}/folder/secret")), &["outside the image"]);
+        guarded
+            .refuses_entry(Tar::new().hard_link("stolen", &format!("{target}/folder/secret")), &["outside the image"]);
         // A link as such is the guest's own affair; so is a file that takes its place.
         let direct = format!("{target}/folder/secret");
         guarded.import(Tar::new().symlink("secret", &direct).file("secret", "mine").done()).unwrap();
         assert_eq!(guarded.place.read("secret"), "mine");
         guarded.check();
         guarded.place.import(&guarded.place.path("before.tar")).unwrap();
-        guarded.place.store.remove(&guarded.place.store.list().unwrap().iter().find(|e| e.names.is_empty()).unwrap().record.digest.to_string()).unwrap();
+        guarded
+            .place
+            .store
+            .remove(
+                &guarded
+                    .place
+                    .store
+                    .list()
+                    .unwrap()
+                    .iter()
+                    .find(|e| e.names.is_empty())
+                    .unwrap()
+                    .record
+                    .digest
+                    .to_string(),
+            )
+            .unwrap();
     }
     guarded.refuses_entry(Tar::new().symlink("a", "b").symlink("b", "a").file("a/x", "x"), &["a/x"]);
     guarded.refuses_entry(Tar::new().hard_link("a", "missing"), &["not in the image"]);
@@ -188,13 +206,16 @@ fn devices_fifos_and_attributes_are_left_out_with_a_note() {
         .pax(&[("SCHILY.xattr.user.comment", b"c"), ("mtime", b"17.25")])
         .file("noted", "x");
     let imported = guarded.import(tar.done()).unwrap();
-    assert_eq!(imported.notes, [
-        "FIFOs skipped: 1 (pipe)",
-        "devices skipped: 2 (dev/null, dev/sda)",
-        "extended attributes dropped: 1 (noted)",
-        "file capabilities dropped: 1 (ping)",
-        "set-user-id and set-group-id bits dropped: 1 (su)",
-    ]);
+    assert_eq!(
+        imported.notes,
+        [
+            "FIFOs skipped: 1 (pipe)",
+            "devices skipped: 2 (dev/null, dev/sda)",
+            "extended attributes dropped: 1 (noted)",
+            "file capabilities dropped: 1 (ping)",
+            "set-user-id and set-group-id bits dropped: 1 (su)",
+        ]
+    );
     let root = guarded.place.rootfs();
     assert!(!guarded.place.has("pipe") && fs::read_dir(root.join("dev")).unwrap().next().is_none());
     assert_eq!(fs::metadata(root.join("su")).unwrap().mode(), 0o100_755);
@@ -221,7 +242,13 @@ fn names_that_look_alike_are_different_files() {
 #[test]
 fn duplicates_are_the_last_one() {
     let guarded = Guarded::new();
-    let tar = Tar::new().file("x", "first").hard_link("y", "x").dir("x/").file("x/in", "i").symlink("x", "y").file("x", "last");
+    let tar = Tar::new()
+        .file("x", "first")
+        .hard_link("y", "x")
+        .dir("x/")
+        .file("x/in", "i")
+        .symlink("x", "y")
+        .file("x", "last");
     guarded.import(tar.done()).unwrap();
     assert_eq!((guarded.place.read("x"), guarded.place.read("y")), ("last".to_owned(), "first".to_owned()));
 }
@@ -234,7 +261,10 @@ fn headers_that_contradict_or_flood_are_refused() {
     guarded.refuses_entry(Tar::new().pax(&[("size", b"-1")]).file("c", ""), &["damaged"]);
     guarded.refuses_entry(Tar::new().pax(&[("path", b"a\0b")]).file("c", ""), &["NUL"]);
     guarded.refuses_entry(Tar::new().pax(&[("GNU.sparse.map", b"0,1")]).file("c", ""), &["sparse"]);
-    guarded.refuses_entry(Tar::new().entry(EntryType::XGlobalHeader, b"g", b"", b"12 path=abc\n").file("c", ""), &["contradict"]);
+    guarded.refuses_entry(
+        Tar::new().entry(EntryType::XGlobalHeader, b"g", b"", b"12 path=abc\n").file("c", ""),
+        &["contradict"],
+    );
     let flood = vec![b'a'; 2 << 20];
     for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
         let tar = Tar::new().file("last", "").entry(kind, b"flood", b"", &flood).file("c", "");
@@ -246,7 +276,10 @@ fn headers_that_contradict_or_flood_are_refused() {
     let long = "n".repeat(300);
     guarded.refuses_entry(Tar::new().pax(&[("path", long.as_bytes())]).file("x", ""), &["longer than"]);
     let sparse = Tar::new().pax(&[
-        ("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"s"), ("GNU.sparse.realsize", b"10"),
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"s"),
+        ("GNU.sparse.realsize", b"10"),
     ]);
     guarded.refuses_entry(sparse.file("x", "1\n20\n5\n"), &["damaged"]);
 }
@@ -277,7 +310,10 @@ fn bombs_end_at_their_limits() {
     let claim = Tar::new().pax(&[("size", b"99999999999999")]).file("claim", "x");
     guarded.refuses(import("claim.tar", &claim.done()), "unpack-too-large", &["claim", "--max-size"]);
     let hole = Tar::new().pax(&[
-        ("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.name", b"hole"), ("GNU.sparse.realsize", b"999999999999"),
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"hole"),
+        ("GNU.sparse.realsize", b"999999999999"),
     ]);
     guarded.refuses(import("hole.tar", &hole.file("x", "0\n").done()), "unpack-too-large", &["hole", "--max-size"]);
     // 1:1000.
@@ -295,7 +331,8 @@ fn bombs_end_at_their_limits() {
     padded.resize(100 << 20, 0);
     guarded.refuses(import("padded.tar.gz", &gzip(&padded)), "layer-too-large", &["padded.tar.gz", "--max-size"]);
     // An archive of images, that has to be unpacked to be looked through.
-    let images = Tar::new().file("index.json", "{}").entry(EntryType::Regular, b"blobs/x", b"", &vec![0; 100 << 20]).done();
+    let images =
+        Tar::new().file("index.json", "{}").entry(EntryType::Regular, b"blobs/x", b"", &vec![0; 100 << 20]).done();
     guarded.refuses(import("images.tar.gz", &gzip(&images)), "layer-too-large", &["images.tar.gz", "--max-size"]);
 }
 
@@ -313,8 +350,10 @@ fn window_of_a_gigabyte_is_refused() {
 #[test]
 fn broken_streams_are_refused() {
     let guarded = Guarded::new();
-    let content: Vec<u8> = (0..200_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    let whole = Tar::new().file("first", "1").entry(EntryType::Regular, b"second", b"", &content).file("third", "3").done();
+    let content: Vec<u8> =
+        (0..200_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let whole =
+        Tar::new().file("first", "1").entry(EntryType::Regular, b"second", b"", &content).file("third", "3").done();
     let import = |name: &str, bytes: &[u8]| guarded.place.import(&guarded.place.write(name, bytes));
     for (name, bytes) in [("cut.tar", whole.clone()), ("cut.tar.gz", gzip(&whole)), ("cut.tar.zst", zstd(&whole))] {
         for keep in [bytes.len() / 3, bytes.len() / 2] {
@@ -449,7 +488,13 @@ fn indexes_without_end_are_refused() {
     layout.index(&[inner.clone()]);
     guarded.place.import(&folder).unwrap();
     guarded.place.import(&guarded.place.path("before.tar")).unwrap();
-    guarded.place.store.remove(&guarded.place.store.list().unwrap().iter().find(|e| e.names.is_empty()).unwrap().record.digest.to_string()).unwrap();
+    guarded
+        .place
+        .store
+        .remove(
+            &guarded.place.store.list().unwrap().iter().find(|e| e.names.is_empty()).unwrap().record.digest.to_string(),
+        )
+        .unwrap();
     let (digest, size) = layout.json(&json!({ "schemaVersion": 2, "manifests": [inner] }));
     layout.index(&[descriptor(INDEX, &digest, size)]);
     guarded.refuses(guarded.place.import(&folder), "layout-nested", &["deeper than 4"]);

@@ -173,7 +173,8 @@ fn saved_archive_of_the_old_form_is_read_with_its_links() {
 #[test]
 fn whiteouts_remove_what_lies_below_and_nothing_else() {
     let place = Place::new();
-    let base = Tar::new().dir("d/").file("d/one", "1").file("d/two", "2").dir("e/").file("e/old", "o").file("gone", "g");
+    let base =
+        Tar::new().dir("d/").file("d/one", "1").file("d/two", "2").dir("e/").file("e/old", "o").file("gone", "g");
     let base = base.dir("tree/").dir("tree/deep/").file("tree/deep/file", "f").file("kept", "k");
     // The opaque whiteout comes after what the same layer puts there.
     let top = Tar::new().file("d/.wh.one", "").file("e/new", "n").dir("e/sub/").file("e/sub/file", "s");
@@ -197,7 +198,8 @@ fn whiteout_of_what_its_own_layer_put_there_leaves_it() {
 #[test]
 fn later_layer_replaces_whatever_was_there() {
     let place = Place::new();
-    let base = Tar::new().dir("a/").file("a/x", "x").file("b", "b").symlink("c", "b").symlink("d", "a").file("same", "1");
+    let base =
+        Tar::new().dir("a/").file("a/x", "x").file("b", "b").symlink("c", "b").symlink("d", "a").file("same", "1");
     let top = Tar::new().file("a", "file").dir("b/").file("c", "file").dir("d/").file("d/y", "y").file("same", "2");
     place.import_layers(&[base.done(), top.done()]).unwrap();
     assert_eq!(place.read("a"), "file");
@@ -287,7 +289,8 @@ fn index_leads_to_the_image_of_this_machine_and_of_the_name() {
     ] });
     let (digest, size) = layout.json(&index);
     let nested = crate::archives::descriptor("application/vnd.oci.image.index.v1+json", &digest, size);
-    layout.index(&[with(manifest("wrong"), "annotations", named("wrong")), with(nested, "annotations", named("image"))]);
+    layout
+        .index(&[with(manifest("wrong"), "annotations", named("wrong")), with(nested, "annotations", named("image"))]);
     place.import(&folder).unwrap();
     assert_eq!(place.read("which"), "here");
     let error = place.store.import(&Source::Path(folder), None, &Options::default(), &()).unwrap_err();

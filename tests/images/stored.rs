@@ -30,7 +30,8 @@ fn name_moves_and_the_image_stays_until_it_is_removed() {
     let second = place.import(&place.write("2.tar", &Tar::new().file("n", "2").done())).unwrap().digest;
     assert_eq!(place.read("n"), "2");
     place.store.set_name("other", &second).unwrap();
-    let listed: Vec<_> = place.store.list().unwrap().into_iter().map(|entry| (entry.names, entry.record.digest)).collect();
+    let listed: Vec<_> =
+        place.store.list().unwrap().into_iter().map(|entry| (entry.names, entry.record.digest)).collect();
     assert_eq!(listed, [(vec!["image".to_owned(), "other".to_owned()], second), (vec![], first)]);
     assert_eq!(place.store.find(&first.hex()[..8]).unwrap().digest, first);
     assert_eq!(place.store.find(&first.to_string()).unwrap().digest, first);
@@ -88,8 +89,13 @@ fn verify_tells_every_kind_of_damage() {
     fs::write(blob, "x").unwrap();
     let told = place.store.verify("image", &()).unwrap();
     for (start, says) in [
-        ("./a: expected", "sha256digest"), ("./b: ", "No such file"), ("./extra", "not of the image"), ("./l: ", "link=b"),
-        ("./c: ", "no file"), ("./m: ", "mode=0666"), ("blob sha256:", "has the digest"),
+        ("./a: expected", "sha256digest"),
+        ("./b: ", "No such file"),
+        ("./extra", "not of the image"),
+        ("./l: ", "link=b"),
+        ("./c: ", "no file"),
+        ("./m: ", "mode=0666"),
+        ("blob sha256:", "has the digest"),
     ] {
         assert!(told.iter().any(|told| told.starts_with(start) && told.contains(says)), "{start} {says}: {told:#?}");
     }
@@ -163,7 +169,8 @@ fn nsbox(store: &Store, args: &[&str], path: &Path) -> Command {
 fn import_killed_at_any_moment_leaves_a_store_that_works() {
     let place = Place::new();
     let tree = |offset: usize| {
-        let file = |tar: Tar, number: usize| tar.file(&format!("d{}/{number}", number % 20), &"x".repeat(number * 7 % 9000));
+        let file =
+            |tar: Tar, number: usize| tar.file(&format!("d{}/{number}", number % 20), &"x".repeat(number * 7 % 9000));
         (offset..offset + 1500).fold(Tar::new(), file).done()
     };
     let kept = place.import(&place.write("kept.tar", &tree(0))).unwrap().digest;
@@ -202,7 +209,8 @@ fn import_killed_at_any_moment_leaves_a_store_that_works() {
     assert_eq!(staged(&place.store), Vec::<PathBuf>::new());
     let files = fs::read_dir(place.store.root().join("staging")).unwrap().count();
     assert_eq!(files, 1, "the store's own lock");
-    let names: Vec<_> = fs::read_dir(place.store.root().join("names")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(place.store.root().join("names")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(names.len() <= 3, "{names:?}");
 }
 
@@ -218,7 +226,8 @@ fn packages_are_read_from_the_image() {
         .symlink("opt/evil.dist-info/METADATA", "/etc/passwd");
     place.import(&place.write("a.tar", &tar.done())).unwrap();
     let found = place.store.inspect("image").unwrap();
-    let packages: Vec<_> = found.packages.iter().map(|package| (package.name.as_str(), package.version.as_str())).collect();
+    let packages: Vec<_> =
+        found.packages.iter().map(|package| (package.name.as_str(), package.version.as_str())).collect();
     assert_eq!(packages, [("libc6", "2.36-9"), ("numpy", "2.2.0")]);
     assert_eq!(found.config["os"], "linux");
 }

@@ -35,7 +35,10 @@ fn disabled_sandbox_runs_direct_and_says_what_is_missing() {
     let router = desk.router(&[("enabled", "false"), ("fallback", "ast-only")]);
     let outcome = run(&router, Script::from("metrics = {'sharpe_ratio': 1.5}\nprint('hello')").iteration(3));
     expect(&outcome, Verdict::Ok, Backend::Direct);
-    assert_eq!((outcome.ended, outcome.exit_code, outcome.stdout.as_slice()), (Ended::Exited, Some(0), &b"hello\n"[..]));
+    assert_eq!(
+        (outcome.ended, outcome.exit_code, outcome.stdout.as_slice()),
+        (Ended::Exited, Some(0), &b"hello\n"[..])
+    );
     assert_eq!(outcome.metrics, Some(Value::Dict(vec![("sharpe_ratio".to_owned(), Value::Float(1.5))])));
     assert!(outcome.degraded && outcome.attempts.is_empty());
     let enforced = serde_json::to_value(&outcome.enforced).unwrap();
@@ -191,7 +194,7 @@ fn direct_many_at_once_do_not_disturb_each_other() {
     let desk = Desk::new();
     let router = desk.router(&OFF);
     thread::scope(|scope| {
-        let run_all = |worker: i64| {
+        let run_all = |worker: i128| {
             for i in 0..5 {
                 let number = worker * 100 + i;
                 let outcome = run(&router, format!("print({number})\nresult = {number}"));

@@ -12,20 +12,24 @@ use nsbox::router::{Breaker, Router};
 use nsbox::sandbox::{Cancel, Script, Stdin, Watch};
 use serde_json::json;
 
-use crate::harness::{alone, nsbox};
+use crate::harness::{alone_with, nsbox};
 use crate::{Desk, NO_ENGINE, config, expect, run};
+
+/// As [`alone_with`], where Docker has no engine.
+#[track_caller]
+fn without_engine(test: &str) -> bool {
+    alone_with(&[NO_ENGINE], test)
+}
 
 /// Docker without an engine, else namespaces.
 const DOCKER_ELSE: [(&str, &str); 2] = [("backend", "docker"), ("fallback", "namespace")];
 
 #[test]
 fn backend_that_is_asked_for_fails_closed() {
-    if !alone("fallback::backend_that_is_asked_for_fails_closed") {
+    if !without_engine("fallback::backend_that_is_asked_for_fails_closed") {
         return;
     }
     let desk = Desk::new();
-    // SAFETY: this process runs this test alone, and no thread of it reads the environment now.
-    set_no_engine();
     let router = desk.router(&[("backend", "docker")]);
     let outcome = run(&router, Script::from("metrics = {'a': 1}").iteration(1));
     expect(&outcome, Verdict::Unavailable, None);
@@ -38,11 +42,10 @@ fn backend_that_is_asked_for_fails_closed() {
 
 #[test]
 fn fallback_is_an_event_a_warning_and_an_attempt() {
-    if !alone("fallback::fallback_is_an_event_a_warning_and_an_attempt") {
+    if !without_engine("fallback::fallback_is_an_event_a_warning_and_an_attempt") {
         return;
     }
     let desk = Desk::new();
-    set_no_engine();
     let router = desk.router(&DOCKER_ELSE);
     let outcome = run(&router, Script::from("metrics = {'a': 1}").iteration(7));
     expect(&outcome, Verdict::Ok, Backend::Namespace);
@@ -53,13 +56,8 @@ fn fallback_is_an_event_a_warning_and_an_attempt() {
     use EventType::{
         DirectFallbackSuccess, DockerExecutionFailed, ExecutionModeSelected, FallbackToDirect, SandboxModeEnabled,
     };
-    let story = [
-        SandboxModeEnabled,
-        DockerExecutionFailed,
-        FallbackToDirect,
-        ExecutionModeSelected,
-        DirectFallbackSuccess,
-    ];
+    let story =
+        [SandboxModeEnabled, DockerExecutionFailed, FallbackToDirect, ExecutionModeSelected, DirectFallbackSuccess];
     assert_eq!(desk.story(), story);
     let events = desk.events();
     for event in events.iter().filter(|event| event.event_type != EventType::PoolStarted) {
@@ -98,22 +96,18 @@ fn command_warns_of_a_fallback() {
 
 #[test]
 fn nothing_of_the_scripts_own_is_run_again() {
-    if !alone("fallback::nothing_of_the_scripts_own_is_run_again") {
+    if !without_engine("fallback::nothing_of_the_scripts_own_is_run_again") {
         return;
     }
     let desk = Desk::new();
-    set_no_engine();
     let keys = [
-        ("backend", "namespace"),
-        ("image", "/nowhere"),
-        ("fallback", "docker"),
+        ("fallback", "ast-only"),
         ("fallback_on", "unavailable,timeout,lost"),
+        ("check", "false"),
+        ("limits.memory", "64m"),
+        ("warm", "false"),
     ];
-    // The image is not host, so that docker may stand in the list; but it is this host's own interpreter that runs.
-    let mut config = config(&[&keys[..], &[("check", "false"), ("limits.memory", "64m"), ("warm", "false")]].concat());
-    config.image = "host".to_owned();
-    config.fallback = vec![Backend::AstOnly];
-    let router = Router::new(config, desk.log());
+    let router = desk.router(&keys);
     for (source, verdict) in [
         ("raise ValueError", Verdict::Error),
         ("x = bytearray(1 << 30)", Verdict::Oom),
@@ -129,11 +123,10 @@ fn nothing_of_the_scripts_own_is_run_again() {
 
 #[test]
 fn rejected_script_is_shown_to_no_other_backend() {
-    if !alone("fallback::rejected_script_is_shown_to_no_other_backend") {
+    if !without_engine("fallback::rejected_script_is_shown_to_no_other_backend") {
         return;
     }
     let desk = Desk::new();
-    set_no_engine();
     let outcome = run(&desk.router(&[("fallback", "ast-only")]), "import os");
     expect(&outcome, Verdict::Rejected, None);
     assert!(outcome.attempts.is_empty() && !desk.story().contains(&EventType::FallbackToDirect));
@@ -141,18 +134,14 @@ fn rejected_script_is_shown_to_no_other_backend() {
 
 #[test]
 fn timeout_is_left_only_where_the_list_says_so_and_stays_what_came_of_the_run() {
-    if !alone("fallback::timeout_is_left_only_where_the_list_says_so_and_stays_what_came_of_the_run") {
+    if !without_engine("fallback::timeout_is_left_only_where_the_list_says_so_and_stays_what_came_of_the_run") {
         return;
     }
-    set_no_engine();
     for (verdicts, attempts) in [("unavailable", 0), ("unavailable,timeout", 1)] {
         let desk = Desk::new();
-        let mut config = config(&[("limits.timeout", "300ms"), ("fallback_on", verdicts)]);
-        // Docker cannot stand in for the host's image: the configuration is one of a caller that has an image of the name.
-        config.fallback = vec![Backend::Docker];
-        config.backend = nsbox::config::BackendChoice::Only(Backend::Namespace);
-        config.image = image_of_the_host(&desk);
-        let router = Router::new(config, desk.log());
+        // Docker takes over from an image that both can run: here it is the root of this host, as a path.
+        let keys = [("backend", "namespace"), ("image", "/"), ("fallback", "docker"), ("fallback_on", verdicts)];
+        let router = desk.router(&[&keys[..], &[("limits.timeout", "300ms"), ("python", "/usr/bin/python3")]].concat());
         let outcome = run(&router, "print('begun', flush=True)\nwhile True: pass");
         expect(&outcome, Verdict::Timeout, Backend::Namespace);
         assert_eq!(outcome.stdout, b"begun\n");
@@ -166,11 +155,10 @@ fn timeout_is_left_only_where_the_list_says_so_and_stays_what_came_of_the_run() 
 
 #[test]
 fn standard_input_is_read_by_one_backend_alone() {
-    if !alone("fallback::standard_input_is_read_by_one_backend_alone") {
+    if !without_engine("fallback::standard_input_is_read_by_one_backend_alone") {
         return;
     }
     let desk = Desk::new();
-    set_no_engine();
     let typed = || Stdin::Stream(Box::new(Cursor::new("typed")));
     let source = "import sys\nresult = sys.stdin.read()";
     let script = || Script::from(source).stdin(typed());
@@ -188,11 +176,10 @@ fn standard_input_is_read_by_one_backend_alone() {
 
 #[test]
 fn cancelled_run_is_taken_over_by_nobody() {
-    if !alone("fallback::cancelled_run_is_taken_over_by_nobody") {
+    if !without_engine("fallback::cancelled_run_is_taken_over_by_nobody") {
         return;
     }
     let desk = Desk::new();
-    set_no_engine();
     let cancel = Cancel::new().unwrap();
     cancel.cancel();
     let watch = Watch { sink: None, cancel: Some(cancel) };
@@ -203,11 +190,10 @@ fn cancelled_run_is_taken_over_by_nobody() {
 
 #[test]
 fn dead_backend_is_left_alone_for_a_while() {
-    if !alone("fallback::dead_backend_is_left_alone_for_a_while") {
+    if !without_engine("fallback::dead_backend_is_left_alone_for_a_while") {
         return;
     }
     let desk = Desk::new();
-    set_no_engine();
     let pause = Duration::from_secs(2);
     let router = desk.router(&DOCKER_ELSE).breaker(Breaker { failures: 2, pause });
     let why = |i: u64| {
@@ -237,7 +223,7 @@ fn dead_backend_is_left_alone_for_a_while() {
 
 #[test]
 fn configuration_that_contradicts_itself_serves_nothing() {
-    if !alone("fallback::configuration_that_contradicts_itself_serves_nothing") {
+    if !without_engine("fallback::configuration_that_contradicts_itself_serves_nothing") {
         return;
     }
     let with = |change: fn(&mut Config)| {

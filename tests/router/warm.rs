@@ -62,13 +62,16 @@ fn module_that_cannot_be_preloaded_stops_the_loop_by_its_name() {
 fn one_run_is_cold_unless_it_is_told_to_be_warm() {
     let desk = Desk::new();
     fs::write(desk.path("a.py"), "import sys\nprint('json' in sys.modules)").unwrap();
-    for (flags, ended, loaded) in [(&["--preload", "json"][..], "exited", "False"), (&["--warm", "--preload", "json"], "answered", "True")] {
+    for (flags, ended, loaded) in
+        [(&["--preload", "json"][..], "exited", "False"), (&["--warm", "--preload", "json"], "answered", "True")]
+    {
         let output = nsbox(["run", "--json", "--no-check"]).args(flags).arg(desk.path("a.py")).output().unwrap();
         let outcome: Json = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
         assert_eq!((&outcome["verdict"], &outcome["ended"]), (&json!("ok"), &json!(ended)), "{outcome:#}");
         assert_eq!(outcome["stdout"], format!("{loaded}\n"));
     }
-    let output = nsbox(["run", "--json", "--warm", "--preload", "no_such_module"]).arg(desk.path("a.py")).output().unwrap();
+    let output =
+        nsbox(["run", "--json", "--warm", "--preload", "no_such_module"]).arg(desk.path("a.py")).output().unwrap();
     let outcome: Json = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&outcome["verdict"], output.status.code()), (&json!("unavailable"), Some(125)));
     assert!(outcome["message"].as_str().unwrap().contains("no_such_module"), "{outcome:#}");
@@ -91,7 +94,7 @@ fn router_serves_many_threads_from_one_pool() {
                     let outcome = run(router, Script::from(format!("result = {number}")).iteration(number));
                     expect(&outcome, Verdict::Ok, Backend::Namespace);
                     assert_eq!(outcome.ended, Ended::Answered);
-                    assert_eq!(outcome.result, Some(Value::Int(i64::try_from(number).unwrap())));
+                    assert_eq!(outcome.result, Some(Value::Int(number.into())));
                 }
             });
         }
@@ -118,7 +121,10 @@ fn every_event_of_a_warm_run_has_its_iteration() {
     let router = desk.router(&[("limits.timeout", "300ms"), ("check", "false")]);
     router.prepare().unwrap();
     let before = desk.events().len();
-    for (i, source) in ["while True: pass", "import ctypes\nctypes.CDLL(None).mount(0, 0, 0, 0, 0)", "raise ValueError"].iter().enumerate() {
+    for (i, source) in ["while True: pass", "import ctypes\nctypes.CDLL(None).mount(0, 0, 0, 0, 0)", "raise ValueError"]
+        .iter()
+        .enumerate()
+    {
         run(&router, Script::from(*source).iteration(i as u64));
     }
     let events = &desk.events()[before..];

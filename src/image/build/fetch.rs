@@ -76,7 +76,8 @@ impl Cache<'_> {
                 let runtime = runtime.map_err(|source| Error::Network { source: source.into() })?;
                 runtime.block_on(async {
                     let client = client()?;
-                    let fetches = missing.iter().map(|(package, origin)| self.fetch(&client, package, *origin, progress));
+                    let fetches =
+                        missing.iter().map(|(package, origin)| self.fetch(&client, package, *origin, progress));
                     stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await
                 })
             });

@@ -110,8 +110,18 @@ mod tests {
         };
         let (full, slim) = (names(Profile::Full), names(Profile::Slim));
         for name in [
-            "backtesting", "duckdb", "finlab", "networkx", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy",
-            "sqlalchemy", "ta-lib", "yfinance",
+            "backtesting",
+            "duckdb",
+            "finlab",
+            "networkx",
+            "numpy",
+            "pandas",
+            "pyarrow",
+            "scikit-learn",
+            "scipy",
+            "sqlalchemy",
+            "ta-lib",
+            "yfinance",
         ] {
             assert!(full.iter().any(|n| n == name) && slim.iter().any(|n| n == name), "{name}");
         }
@@ -122,8 +132,7 @@ mod tests {
 
     #[test]
     fn builtin_profiles_agree_on_versions() {
-        let (full, slim) =
-            (Lock::read(Profile::Full, None).unwrap(), Lock::read(Profile::Slim, None).unwrap());
+        let (full, slim) = (Lock::read(Profile::Full, None).unwrap(), Lock::read(Profile::Slim, None).unwrap());
         assert!(slim.wheels.iter().all(|wheel| full.wheels.contains(wheel)));
         assert!(full.debian.iter().any(|package| package.name == "python3"));
         assert!(full.debian.iter().all(|package| package.file.contains("/pool/")));
