@@ -67,7 +67,7 @@ fn twenty_iterations_of_the_examples_agree_to_the_last_digit() {
         }
     }
     let count = fs::read_dir(desk.path("strategies")).unwrap().count() as u64;
-    let preload = ["--preload", "pandas,numpy,backtesting"];
+    let preload = ["--preload", "pandas,numpy"];
     let (python, input) = (venv.join("bin/python"), format!("prices={}", prices.unwrap().display()));
     let args = ["--iterations", "20", "--results", "results.jsonl", "--json", "--cpus", "2", "--backend", "namespace"];
     let output =
