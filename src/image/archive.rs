@@ -119,10 +119,11 @@ pub(crate) fn open(path: &Path, limits: &Limits, spool: &Path) -> Result<Opened,
         _ if !holds_images(&file, compression)? => return Ok(Opened::Rootfs(file)),
         _ => decompress(&file, compression, limits, spool)?,
     };
-    let index = Index::build(file)?;
+    let (index, ended) = Index::build(file)?;
     if index.members.contains_key("index.json") || index.members.contains_key("manifest.json") {
-        return Ok(Opened::Images(Content::Archive(index)));
+        return ended.map(|()| Opened::Images(Content::Archive(index)));
     }
+    // What is wrong with a root file system, its unpacking tells better.
     File::open(path).map(Opened::Rootfs).map_err(Error::Open)
 }
 
@@ -131,11 +132,17 @@ fn holds_images(file: &File, compression: Compression) -> Result<bool, Error> {
     let decoder = compression.decoder(BufReader::new(Region::whole(file)?)).map_err(Error::Tar)?;
     let meter = Rc::new(Meter::default());
     meter.expect_headers();
-    let mut archive = tar::Archive::new(Metered { stream: decoder, meter });
+    let mut archive = tar::Archive::new(Metered { stream: decoder, meter: Rc::clone(&meter) });
     let mut entries = archive.entries().map_err(Error::Tar)?;
-    let Some(first) = entries.next() else { return Ok(false) };
-    let first = first.map_err(Error::Tar)?;
-    let name = member_name(&first.path_bytes());
+    let name = loop {
+        let Some(entry) = entries.next() else { return Ok(false) };
+        let name = member_name(&entry.map_err(Error::Tar)?.path_bytes());
+        // The folder that was archived comes first.
+        if !matches!(name.as_str(), "" | ".") {
+            break name;
+        }
+        meter.expect_headers();
+    };
     let top = name.split('/').next().unwrap_or_default();
     // `docker save` of old and skopeo start with DIGEST/, DIGEST.json or DIGEST.tar; others with sha256:DIGEST.
     let is_digest = top
@@ -192,21 +199,25 @@ enum Member {
 }
 
 impl Index {
-    fn build(file: File) -> Result<Self, Error> {
+    /// The index, and how the reading of it ended.
+    fn build(file: File) -> Result<(Self, Result<(), Error>), Error> {
         let mut members = HashMap::new();
         let mut reader = BufReader::new(file);
         reader.seek(SeekFrom::Start(0)).map_err(Error::Open)?;
         let meter = Rc::new(Meter::default());
         let mut archive = tar::Archive::new(Metered { stream: reader, meter: Rc::clone(&meter) });
         let mut entries = archive.entries_with_seek().map_err(Error::Tar)?;
-        loop {
+        let ended = loop {
             meter.expect_headers();
             let next = entries.next();
             if !meter.expect_content() {
-                return Err(Error::Headers);
+                break Err(Error::Headers);
             }
-            let Some(entry) = next else { break };
-            let entry = entry.map_err(Error::Tar)?;
+            let entry = match next {
+                Some(Ok(entry)) => entry,
+                Some(Err(error)) => break Err(Error::Tar(error)),
+                None => break Ok(()),
+            };
             let name = member_name(&entry.path_bytes());
             let member = match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {
@@ -220,13 +231,12 @@ impl Index {
                 _ => continue,
             };
             if members.len() == MAX_MEMBERS {
-                // A root file system may well have more; it has no document among its first, or it is refused later.
-                break;
+                break Err(Error::Headers);
             }
             members.insert(name, member);
-        }
+        };
         let file = Arc::new(archive.into_inner().stream.into_inner());
-        Ok(Self { file, members })
+        Ok((Self { file, members }, ended))
     }
 
     fn open(&self, path: &str) -> Option<Box<dyn Read + Send>> {

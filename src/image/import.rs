@@ -396,9 +396,14 @@ impl Import<'_> {
             (Err(error), Err(_)) if error.is_of_the_stream() => Err(read_failed(error)),
             (_, Err(error)) => Err(unpack_failed(error)),
         };
-        if let (Err(Error::Layer { .. }), Some(digest)) = (&result, &known) {
+        if let (Err(_), Some(expected)) = (&result, known) {
             // The store's own copy may be what is damaged: the next import shall not meet it again.
-            self.store.forget_blob(digest)?;
+            let copy = File::open(blobs.join(expected.hex())).and_then(Digest::of_reader);
+            let found = copy.map_err(|error| read_failed(layer::Error::Read(error)))?;
+            if found != expected {
+                self.store.forget_blob(&expected)?;
+                return Err(read_failed(layer::Error::Digest { expected, found }));
+            }
         }
         let found = result?;
         if known.is_none() {

@@ -269,7 +269,8 @@ mod tests {
         #[test]
         fn path_is_read_as_it_was_written(bytes: Vec<u8>) {
             let line = format!("{} type=dir", encode(&bytes));
-            proptest::prop_assert_eq!(path_of(&line).as_os_str().as_bytes(), &bytes[..]);
+            let path = path_of(&line);
+            proptest::prop_assert_eq!(path.as_os_str().as_bytes(), &bytes[..]);
             proptest::prop_assert!(line.is_ascii() && !line.contains('\n'));
         }
     }

@@ -108,7 +108,7 @@ fn verify_tells_every_kind_of_damage() {
 fn damaged_blob_of_the_store_is_fetched_anew() {
     let place = Place::new();
     let shared = Tar::new().file("shared", &"s".repeat(5000)).done();
-    let digest = place.import_layers(&[shared.clone()]).unwrap().digest;
+    let digest = place.import_layers(std::slice::from_ref(&shared)).unwrap().digest;
     let layer = place.store.list().unwrap()[0].record.layers[0].digest;
     fs::write(place.store.root().join("blobs/sha256").join(layer.hex()), vec![b'x'; shared.len()]).unwrap();
     let both = [shared, Tar::new().file("more", "m").done()];
