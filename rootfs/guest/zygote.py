@@ -54,8 +54,7 @@ def main(runner, single, repeated):
         ended = warm_up(runner, hooks, script)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
-    if threads := len(posix.listdir("/proc/self/task")) - 1:
-        refuse(control, "be alone", RuntimeError(f"{threads} threads were started by the imports or the warm-up"))
+    check_threads(control)
     seed = int(single["seed"]) if "seed" in single else None
     limit = int(single["result_limit"])
     # What is here lives as long as the process: no collection looks at it again, and so none copies its pages.
@@ -65,6 +64,8 @@ def main(runner, single, repeated):
         refuse(control, "take over the socket", OSError("out of descriptors"))
     posix.write(control, b"ready")
     while native.next():
+        # A hook of os.register_at_fork may have started one.
+        check_threads(control)
         try:
             pid = posix.fork()
         except OSError as error:
@@ -75,6 +76,12 @@ def main(runner, single, repeated):
             serve(runner, hooks, script, seed, limit)
         native.forked(pid)
     posix._exit(0)
+
+
+def check_threads(control):
+    """A fork of a process with threads has the locks that those held, and nobody to release them."""
+    if more := len(posix.listdir("/proc/self/task")) - 1:
+        refuse(control, "fork", RuntimeError(f"it has {more} more thread{'s' * (more > 1)}: preload or warm_up starts them"))
 
 
 def load_native(runner):

@@ -33,7 +33,8 @@ impl Shared {
             if state.closing && state.running == 0 {
                 return;
             }
-            let wanted = state.slots.len() + state.making < self.settings.slots && state.alive() < self.settings.most;
+            let has_room = state.alive() + state.forking < self.settings.most;
+            let wanted = has_room && state.slots.len() + state.making < self.settings.slots;
             if !wanted && let Some(old) = state.outdated() {
                 state.used.push(old);
                 continue;
@@ -54,22 +55,30 @@ impl Shared {
             let Some(zygote) = state.zygote.as_ref().map(|current| Arc::clone(&current.zygote)) else { continue };
             state.making += 1;
             // A run that waits is served sooner by a slot as it is.
-            let order = Order { warm: state.waiting == 0, ..Order::default() };
+            let inputs = state.inputs.clone();
+            let order = Order { warm: state.waiting == 0, inputs: inputs.clone(), ..Order::default() };
             drop(state);
             let made = self.sandbox.slot(&zygote, order);
             drop(zygote);
-            if made.is_err() {
+            if made.is_err() && inputs.is_empty() {
                 thread::sleep(PAUSE);
             }
             state = self.lock();
             state.making -= 1;
             match made {
-                Ok(slot) if !state.closing => {
+                Ok(slot) if !state.closing && state.inputs == inputs => {
                     state.counts.slots += 1;
                     state.slots.push_back(slot);
                     self.ready.notify_one();
                 }
                 Ok(slot) => state.used.push(slot),
+                // Likely one of them is gone. Whoever wants them will be told.
+                Err(_) if !inputs.is_empty() => {
+                    if state.inputs == inputs {
+                        (state.inputs, state.wished) = Default::default();
+                    }
+                    self.ready.notify_all();
+                }
                 Err(error) => state.refused = Some(crate::sandbox::chain(&error)),
             }
         }
