@@ -246,7 +246,7 @@ impl Shared {
             if slot.ask(&task).is_err() {
                 continue;
             }
-            let mut outcome = self.sandbox.watch_slot(slot, &task, watch);
+            let mut outcome = self.sandbox.watch_slot(slot, &task, watch, &|| self.work.notify_one());
             drop(taken);
             outcome.timings.queue_ms = (got - begun).as_secs_f64() * 1e3;
             if outcome.verdict == Verdict::Violation {
@@ -310,8 +310,12 @@ impl Shared {
                 if waits {
                     state.waiting -= 1;
                 }
+                // The next one is made when this run is over, or takes long: on a machine of few CPUs it is in the way.
+                let is_last = state.slots.is_empty();
                 drop(state);
-                self.work.notify_one();
+                if is_last {
+                    self.work.notify_one();
+                }
                 return found;
             }
             if !waits {

@@ -112,7 +112,13 @@ impl Shared {
             }
             state.rotate = false;
             drop(state);
-            failures = if begun.elapsed() > GOOD_AGE || !died { 0 } else { failures + 1 };
+            failures = match &last_word {
+                _ if !died => 0,
+                // It knows why it cannot go on, and the next one will find the same.
+                Some(_) => failures + 2,
+                None if begun.elapsed() > GOOD_AGE => 0,
+                None => failures + 1,
+            };
             begun = Instant::now();
             let hatched =
                 if failures <= MOST_FAILURES { hatch(self).map(|(_, thread)| thread) } else { break_off(last_word) };
@@ -138,7 +144,7 @@ impl Shared {
 }
 
 fn break_off(last_word: Option<String>) -> Result<JoinHandle<()>, Error> {
-    let mut why = format!("the pool's interpreter died {MOST_FAILURES} times within seconds of its start");
+    let mut why = format!("the pool's interpreter died again and again, soon after its start");
     if let Some(last_word) = last_word {
         why.push_str(": ");
         why.push_str(&last_word);

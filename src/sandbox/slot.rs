@@ -42,6 +42,9 @@ const ENTERED: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLON
 /// The files and folders that a script is given, by name.
 pub(crate) type Inputs = Vec<(String, PathBuf)>;
 
+/// A run that takes longer has the next slot made beside it, not after it.
+const LONG: Duration = Duration::from_millis(5);
+
 /// What a slot is made with. The default serves any script that needs nothing of the host.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
@@ -234,11 +237,18 @@ impl Sandbox {
     }
 
     /// Watches the script that `slot` was given to its end. The slot is of no more use then, and may be dropped at leisure.
-    pub(crate) fn watch_slot(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>) -> Outcome {
-        self.account_for(self.watch_to_the_end(slot, task, watch))
+    /// `long` is called once it has run for [`LONG`].
+    pub(crate) fn watch_slot(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>, long: &dyn Fn()) -> Outcome {
+        self.account_for(self.watch_to_the_end(slot, task, watch, long))
     }
 
-    fn watch_to_the_end(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>) -> Result<Outcome, Error> {
+    fn watch_to_the_end(
+        &self,
+        slot: &mut Slot,
+        task: &Task,
+        watch: Watch<'_>,
+        long: &dyn Fn(),
+    ) -> Result<Outcome, Error> {
         let (Some(nest), Some(channels), Some(started)) = (slot.nest.take(), slot.channels.take(), slot.asked.take())
         else {
             return Err(failed("watch a slot")(std::io::Error::other("it has not been asked")));
@@ -253,6 +263,7 @@ impl Sandbox {
             program: &self.program,
             sink: watch.sink,
             listener: slot.listener.take(),
+            long: Some((started + LONG, long)),
             line: Some(Line {
                 socket: slot.line.as_fd(),
                 nonce: slot.nonce,
@@ -332,6 +343,7 @@ impl Sandbox {
         plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
         plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
         guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pidfd.as_raw_fd().unsigned_abs() as usize);
+        guest::plan_scheduling(&mut plan, libc::SCHED_OTHER);
         rlimits::plan_cpu_time(&mut plan, rlimits);
         let descriptors = channels.guest();
         descriptors.plan(&mut plan);

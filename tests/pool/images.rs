@@ -24,22 +24,36 @@ fn versions_of(pool: &Pool) -> Vec<Value> {
     (0..4).map(|_| answered(&run(pool, source)).clone()).collect()
 }
 
+/// Threads of a pool, one that outlasts the script, and what is left for the very end.
+const THREADS: &str = "
+import atexit, threading, time
+from concurrent.futures import ThreadPoolExecutor
+atexit.register(print, 'at exit')
+with ThreadPoolExecutor(2) as pool:
+    total = sum(pool.map(abs, range(-9, 1)))
+threading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()
+result = [total, threading.main_thread().is_alive()]
+";
+
 #[test]
 fn every_version_of_python_serves() {
     if !alone("images::every_version_of_python_serves") {
         return;
     }
     for (version, python) in VERSIONS.into_iter().filter_map(|version| Some((version, pyenv(version)?))) {
-        let pool = builder(&[("python", &python.display().to_string())]).slots(2).build().unwrap();
+        let pool = builder(&[("python", &python.display().to_string()), ("preload", "json,random,threading")])
+            .slots(2)
+            .build()
+            .unwrap();
         assert_eq!(versions_of(&pool), vec![Value::Str(version.to_owned()); 4], "{}", python.display());
         // Its exceptions, its exit and its children are those of any script.
         let outcome = run(&pool, "import os\nif os.fork() == 0:\n    os._exit(0)\nos.wait()\nraise ValueError('why')");
         assert_eq!((outcome.verdict, outcome.exit_code), (Verdict::Error, Some(1)), "{version}: {outcome:#?}");
         assert!(String::from_utf8_lossy(&outcome.stderr).ends_with("ValueError: why\n"), "{version}: {outcome:#?}");
-        let outcome =
-            run(&pool, "import threading\nthreading.Thread(target=print, args=('said',)).start()\nresult = 1");
-        answered(&outcome);
-        assert_eq!(outcome.stdout, b"said\n", "{version}");
+        // Nothing of the warm-up's end is left: thread pools work, threads are waited for, exit handlers run.
+        let outcome = run(&pool, THREADS);
+        assert_eq!(answered(&outcome), &Value::List(vec![Value::Int(45), Value::Bool(true)]), "{version}");
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout), "late\nat exit\n", "{version}");
         assert_eq!(pool.counts().crashes, 0, "{version}");
     }
 }
@@ -155,7 +169,7 @@ fn zygote_with_threads_forks_nothing() {
     // One that comes with a fork: the first slot is made, and no other.
     std::fs::write(
         &script,
-        "import os, threading, time\nstart = lambda: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()\n\
+        "import os, threading, time\nstart = lambda threading=threading, time=time: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()\n\
          os.register_at_fork(after_in_parent=start)",
     )
     .unwrap();
