@@ -286,6 +286,7 @@ impl Sandbox {
             program: &self.program,
             sink: watch.sink,
             listener: None,
+            long: None,
             line: None,
             evidence: supervise::Evidence::default(),
         };
@@ -419,6 +420,9 @@ impl Sandbox {
                 landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());
             }
             self.program.plan(&mut plan);
+        } else {
+            // What slots are made with does not get in the way of those that run.
+            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH);
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan

@@ -388,9 +388,10 @@ def holds_open_files(known):
     return False
 
 
-def finish(error, code, main):
+def finish(error, code, main, last=True):
     """What CPython does once a script has ended; returns the exit code."""
-    run_exit_handlers()
+    if last:
+        run_exit_handlers()
     if _thread._count() == 0:
         # A daemon thread would see its globals vanish.
         release(main.__dict__)
@@ -418,12 +419,13 @@ def leave(code, known):
 class Ended:
     """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
 
-    def __init__(self, hooks, file, data, arguments, inputs, limit, begin):
-        """Runs it. `begin` is called right before its first line."""
+    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True):
+        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process."""
         text = data.decode("utf-8").removeprefix("\ufeff")
         write_script(file, data)
         sys.argv[:] = [file, *arguments]
         sys.orig_argv[:] = [sys.executable, *sys.argv]
+        self.last = last
         self.main = main = new_main(file, inputs)
         keep_source(hooks, file, text)
         process = posix.getpid()
@@ -433,7 +435,9 @@ class Ended:
         failure = None
         if error is not None and not isinstance(error, SystemExit):
             failure = report(error, file, data)
-        join_threads()
+        if last:
+            # To Python this is the end: no thread pool takes work afterwards.
+            join_threads()
         self.document = b""
         # A child that the script forked also comes by here: the document is its parent's.
         self.is_child = posix.getpid() != process
@@ -452,7 +456,7 @@ class Ended:
             self.code = self.code or 1
 
     def finish(self):
-        self.code = finish(self.error, self.code, self.main)
+        self.code = finish(self.error, self.code, self.main, self.last)
 
 
 def main():

@@ -32,6 +32,9 @@ pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
 /// How libraries are told the number of threads to start.
 const THREADS: [&str; 4] = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"];
 
+/// Keeps pyarrow's allocator from starting a thread when it is imported; of a zygote, which takes it back (see zygote.py).
+const ARROW_MALLOC: (&str, &str) = ("JE_ARROW_MALLOC_CONF", "background_thread:false");
+
 /// The guest's umask.
 pub(crate) const UMASK: u32 = 0o022;
 
@@ -262,6 +265,8 @@ impl Command<'_> {
             // A process with threads cannot be forked safely: whoever asks for more gets them in a fresh interpreter.
             fixed.retain(|(name, _)| !THREADS.contains(&name.as_str()));
             fixed.extend(THREADS.map(|name| (name.to_owned(), "1".into())));
+            fixed.retain(|(name, _)| name != ARROW_MALLOC.0);
+            fixed.push((ARROW_MALLOC.0.to_owned(), ARROW_MALLOC.1.into()));
         }
         fixed
             .into_iter()
@@ -322,6 +327,14 @@ pub(crate) fn plan_affinity(plan: &mut Plan, cpus: f64, offset: usize) {
     }
     let args = [Arg::Value(0), Arg::Value(mask.len() as u64), Arg::Bytes(&mask)];
     plan.call("set the CPU affinity", libc::SYS_sched_setaffinity, &args);
+}
+
+/// Plans how all that follows is scheduled: `SCHED_BATCH` interrupts nobody when it wakes up, `SCHED_OTHER` is what
+/// everybody else has. sched_setscheduler(2).
+pub(crate) fn plan_scheduling(plan: &mut Plan, policy: i32) {
+    let normal = Arg::Bytes(&[0; 4]);
+    let args = [Arg::Value(0), Arg::Value(u64::from(policy.unsigned_abs())), normal];
+    plan.call("set the scheduling policy", libc::SYS_sched_setscheduler, &args);
 }
 
 fn keyed(key: &str, path: &Path) -> OsString {
