@@ -113,6 +113,7 @@ impl Direct {
             program: &inner.program,
             sink: watch.sink,
             listener: None,
+            long: None,
             line: None,
             evidence: Evidence::default(),
         };
