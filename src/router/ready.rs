@@ -10,6 +10,7 @@ use crate::outcome::{Backend, Outcome};
 use crate::pool::Pool;
 use crate::sandbox::direct::Direct;
 use crate::sandbox::{Sandbox, Script, Watch, chain};
+use crate::stats::word;
 
 /// Runs in a row that a pool may fail to serve before another takes its place.
 const PATIENCE_WITH_POOLS: u32 = 3;
@@ -45,7 +46,7 @@ impl Ready {
                 let direct = Direct::new(config.clone()).map_err(|error| error.explain())?;
                 Ok(Self::Direct(Box::new(direct)))
             }
-            Backend::Docker | Backend::AstOnly => Err("not yet".to_owned()),
+            Backend::Docker | Backend::AstOnly => Err(format!("this version has no backend {}", word(&backend))),
         }
     }
 

@@ -84,6 +84,25 @@ fn fallback_is_an_event_a_warning_and_an_attempt() {
 }
 
 #[test]
+fn auto_chooses_docker_for_an_image_of_its_own_alone() {
+    if !without_engine("fallback::auto_chooses_docker_for_an_image_of_its_own_alone") {
+        return;
+    }
+    // Namespaces cannot be had; the root of this host, as a path, is an image that Docker could have too.
+    let keys = [("preload", "no_such_module"), ("python", "/usr/bin/python3")];
+    for (image, attempts) in [("host", 0), ("/", 1)] {
+        let desk = Desk::new();
+        let router = desk.router(&[&keys[..], &[("image", image)]].concat());
+        let outcome = run(&router, "pass");
+        expect(&outcome, Verdict::Unavailable, None);
+        assert_eq!(outcome.attempts.len(), attempts, "{outcome:#?}");
+        let said = router.prepare().unwrap_err().to_string();
+        assert!(said.contains("namespace: ") && said.contains("no_such_module"), "{said}");
+        assert_eq!((said.contains("docker: "), said.contains("ast-only")), (attempts == 1, false), "{said}");
+    }
+}
+
+#[test]
 fn command_warns_of_a_fallback() {
     let desk = Desk::new();
     fs::write(desk.path("a.py"), "print('hello')").unwrap();

@@ -11,6 +11,7 @@ mod harness;
 mod direct;
 mod docker;
 mod fallback;
+mod validation;
 mod warm;
 
 use std::fs;
