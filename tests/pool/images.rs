@@ -173,16 +173,13 @@ fn zygote_with_threads_forks_nothing() {
          os.register_at_fork(after_in_parent=start)",
     )
     .unwrap();
-    match builder(&[("warm_up", path)]).slots(2).build() {
-        Ok(pool) => {
-            let mut outcome = run(&pool, "result = 1");
-            until("no run is served", || {
-                outcome = run(&pool, "result = 1");
-                outcome.verdict == Verdict::Unavailable
-            });
-            assert!(outcome.message.contains("1 more thread"), "{}", outcome.message);
-        }
-        Err(error) => panic!("{error:?}"),
-    }
+    let pool = builder(&[("warm_up", path)]).slots(2).build().unwrap();
+    let mut outcome = run(&pool, "result = 1");
+    until("no run is served", || {
+        outcome = run(&pool, "result = 1");
+        outcome.verdict == Verdict::Unavailable
+    });
+    assert!(outcome.message.contains("1 more thread"), "{}", outcome.message);
+    drop(pool);
     assert!(children(std::process::id()).into_iter().all(|pid| comm(pid) != "nsbox-init"));
 }
