@@ -312,11 +312,10 @@ fn secrets_of_the_host_are_in_no_zygote_and_no_slot() {
         assert!(line.starts_with("socket:") && !sockets.contains(line), "{line} {sockets:?}");
     }
     // Within: neither is to be found, and no way leads to the zygote's socket.
-    let search = "import os, socket\nfound = [str(os.environ)] + [open('/proc/self/environ').read()]\n\
-                  result = ['secret' in text for text in found]\n\
-                  result += [os.path.exists('/proc/self/fd/9'), os.path.exists('/proc/1/fd/3')]\n\
-                  line = socket.socket(fileno=3)\nresult += [bool(line.getpeername()), bool(line.getsockname())]";
-    assert_eq!(result(&pool, search), Value::List(vec![Value::Bool(false); 6]));
+    let search = "import os, socket\nline = socket.socket(fileno=3)\n\
+                  result = ['secret' in str(os.environ), os.path.exists('/proc/self/fd/9'), \
+                  os.path.exists('/proc/1/fd/3'), bool(line.getpeername()), bool(line.getsockname())]";
+    assert_eq!(result(&pool, search), Value::List(vec![Value::Bool(false); 5]));
 }
 
 #[track_caller]
