@@ -446,11 +446,7 @@ struct Equipment {
 impl Equipment {
     fn gather(config: &Config, ids: HostIds) -> Result<Self, Error> {
         let store = image::store_dir()?;
-        let image = if config.image == "host" {
-            image::host(config.python.as_deref(), &store)?
-        } else {
-            image::rootfs(Path::new(&config.image), config.python.as_deref(), &store)?
-        };
+        let image = image::find(&config.image, config.python.as_deref(), &store)?;
         let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
         let program = seccomp::program(&config.seccomp, options)?;
         let policy = match (&config.policy, config.check) {

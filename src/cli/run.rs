@@ -232,6 +232,7 @@ Examples:
 pub(super) fn main(args: Args) -> Result<u8, Failure> {
     let resolved = args.options.resolve()?;
     let script = script(&args)?;
+    super::image::ensure(&resolved.config.image, args.quiet)?;
     let cancel = Cancel::new()?;
     end_by_signal(&cancel)?;
     let log = event_log(&resolved.config);
