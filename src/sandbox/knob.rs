@@ -76,7 +76,7 @@ const UNMASK: &str = "unmask /proc: docker run --security-opt systempaths=unconf
 /// Of cgroups that are mounted read-only, as containers have them.
 pub(crate) const CGROUP_RW: &str = "in a container, docker run --security-opt writable-cgroups=true (since 28; before, \
                                     --cgroupns=host --volume=/sys/fs/cgroup:/sys/fs/cgroup:rw), podman run --security-opt \
-                                    unmask=/sys/fs/cgroup; elsewhere mount -o remount,rw";
+                                    unmask=/sys/fs/cgroup; elsewhere mount -o remount,bind,rw";
 /// Where nothing is known of the cause.
 pub(crate) const JOURNAL: &str =
     "journalctl -k (or dmesg) names the security module that refused it; outside a chroot it may work";

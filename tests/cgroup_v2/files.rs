@@ -106,10 +106,10 @@ fn outcome_names_each_file_and_its_value() {
 #[test]
 fn memory_max_is_counted_where_it_bites() {
     let Some(_scope) = scope() else { return };
-    // What may be reclaimed without swap goes, and nobody is killed.
+    // What can be reclaimed without swap goes, and nobody is killed.
     let source = r#"
 import mmap
-blocks = [mmap.mmap(-1, 16 << 20) for _ in range(8)]
+blocks = [mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(8)]
 for block in blocks:
     block.write(bytes([1]) * len(block))
     block.madvise(mmap.MADV_FREE)

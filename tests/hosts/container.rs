@@ -62,7 +62,9 @@ fn docker_without_a_writable_cgroup_degrades_by_consent() {
         let cgroup = host.layer("cgroup");
         assert!(cgroup["found"].as_str().unwrap().contains("is mounted read-only"), "{cgroup:#}");
         assert!(knobs.iter().all(|knob| cgroup["knobs"].to_string().contains(knob)), "{cgroup:#}");
-        assert!(host.run(&["--allow-degraded"]).expect("ok").outcome.degraded);
+        let ran = host.run(&["--allow-degraded"]).expect("ok");
+        let why = ran.outcome.enforced.cgroup.memory.why.unwrap();
+        assert!(ran.outcome.degraded && why.contains("is mounted read-only"), "{why}");
         host.assert_nothing_left();
     }
 }
