@@ -6,6 +6,7 @@
 
 mod account;
 mod artifacts;
+pub(crate) mod ast_only;
 mod caps;
 pub(crate) mod cgroup;
 mod channels;

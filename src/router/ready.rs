@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::event::EventType;
 use crate::outcome::{Backend, Outcome};
 use crate::pool::Pool;
+use crate::sandbox::ast_only::AstOnly;
 use crate::sandbox::direct::Direct;
 use crate::sandbox::{Sandbox, Script, Watch, chain};
 use crate::stats::word;
@@ -28,6 +29,8 @@ pub(super) enum Ready {
     Sandbox(Box<Sandbox>),
     /// The same, for a single run: the sandbox is made with it.
     Once(Box<Config>),
+    /// Without namespaces.
+    AstOnly(Box<AstOnly>),
     /// No isolation at all.
     Direct(Box<Direct>),
 }
@@ -46,7 +49,11 @@ impl Ready {
                 let direct = Direct::new(config.clone()).map_err(|error| error.explain())?;
                 Ok(Self::Direct(Box::new(direct)))
             }
-            Backend::Docker | Backend::AstOnly => Err(format!("this version has no backend {}", word(&backend))),
+            Backend::AstOnly => {
+                let ast_only = AstOnly::new(config.clone()).map_err(|error| error.explain())?;
+                Ok(Self::AstOnly(Box::new(ast_only)))
+            }
+            Backend::Docker => Err(format!("this version has no backend {}", word(&backend))),
         }
     }
 
@@ -86,6 +93,7 @@ impl Ready {
                 outcome
             }
             Self::Sandbox(sandbox) => sandbox.run_watched(script, watch),
+            Self::AstOnly(ast_only) => ast_only.run(script, watch),
             Self::Direct(direct) => direct.run(script, watch),
             Self::Once(config) => Sandbox::run_once(Config::clone(config), script, watch),
         }

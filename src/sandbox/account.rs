@@ -93,6 +93,17 @@ impl<'a> Account<'a> {
         };
     }
 
+    /// Notes these layers.
+    pub(crate) fn note(&mut self, enforced: Enforced) {
+        self.enforced = enforced;
+    }
+
+    /// The layers that each process has by itself; the others are not asked.
+    pub(crate) fn layers_of_processes(&self) -> Enforced {
+        let no_new_privs = Layer::applied("set");
+        Enforced { no_new_privs, rlimits: rlimit_layer(&self.rlimits), ..Enforced::default() }
+    }
+
     /// Notes that none of the layers is there.
     pub(crate) fn unarmed(&mut self, why: &str) {
         self.armed(None);

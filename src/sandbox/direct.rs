@@ -128,7 +128,7 @@ impl Direct {
 }
 
 /// The inputs as the runner is told them: `NAME=PATH`.
-fn found(inputs: &[(String, PathBuf)]) -> Result<Vec<String>, Error> {
+pub(super) fn found(inputs: &[(String, PathBuf)]) -> Result<Vec<String>, Error> {
     let mut named = Vec::with_capacity(inputs.len());
     for (i, (name, path)) in inputs.iter().enumerate() {
         super::check_input_name(inputs, i)?;
@@ -139,7 +139,7 @@ fn found(inputs: &[(String, PathBuf)]) -> Result<Vec<String>, Error> {
     Ok(named)
 }
 
-fn plan_control(plan: &mut Plan, step: &'static str, option: i32, value: i32) {
+pub(super) fn plan_control(plan: &mut Plan, step: &'static str, option: i32, value: i32) {
     let args = [Arg::Value(u64::from(option.unsigned_abs())), Arg::Value(u64::from(value.unsigned_abs()))];
     plan.call(step, libc::SYS_prctl, &args);
 }

@@ -25,7 +25,7 @@ impl Owner {
     }
 
     /// A name that no other run has, now or later.
-    pub(super) fn next_name(&self) -> String {
+    pub(crate) fn next_name(&self) -> String {
         // Unique among the runs of one process, with no state: two threads never stand at one address at one time, and
         // the clock tells one thread's runs apart.
         let now =
@@ -34,8 +34,8 @@ impl Owner {
         format!("{PREFIX}{}-{}-{}-{thread}-{now}", self.pid_namespace, self.pid, self.started)
     }
 
-    /// Whether `name` is that of a cgroup whose owner, in this pid namespace, is dead.
-    pub(super) fn is_stale(&self, name: &str) -> bool {
+    /// Whether `name` is that of a run whose owner, in this pid namespace, is dead.
+    pub(crate) fn is_stale(&self, name: &str) -> bool {
         let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
         let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
         else {

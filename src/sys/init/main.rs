@@ -21,10 +21,13 @@ use execute::program::*;
 use execute::{Buffer, Program, SIGCHLD, child_signals, load, nr, occupy, reap, report, report_descriptor, syscall, wait};
 
 const RT_SIGACTION: usize = 13;
+const GETPID: usize = 39;
 const CLONE: usize = 56;
+const KILL: usize = 62;
 const PRCTL: usize = 157;
 const EXIT_GROUP: usize = 231;
 
+const SIGKILL: usize = 9;
 const CLONE_VM: usize = 0x100;
 const CLONE_PIDFD: usize = 0x1000;
 const CLONE_VFORK: usize = 0x4000;
@@ -118,16 +121,27 @@ fn serve(control: usize, supervisor: i32, guest: isize) -> ! {
             reap(signals as usize, |pid, code, status| {
                 if pid as isize == guest {
                     report(control, REPORT_ENDED, 0, 0, code, status);
-                    exit(0);
+                    end(0);
                 }
             });
         }
         // A slot's init is told nothing more. A zygote's is: programs, or else that this ends.
         // SAFETY: the guest has been started.
         if orphaned || said && (guest == NOBODY || !unsafe { spawn(control) }) {
-            exit(ABANDONED);
+            end(ABANDONED);
         }
     }
+}
+
+/// Ends; where that does not end a pid namespace, what is left in the process group too, which the set-up has made.
+fn end(status: usize) -> ! {
+    // SAFETY: neither call takes a pointer.
+    unsafe {
+        if syscall(GETPID, [0; 6]) != 1 {
+            syscall(KILL, [0, SIGKILL, 0, 0, 0, 0]);
+        }
+    }
+    exit(status)
 }
 
 unsafe extern "C" fn main(stack: *const usize) -> ! {
