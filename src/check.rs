@@ -7,6 +7,7 @@
 //! `source` decodes and bounds, the parser parses, `syntax` refuses what CPython would not compile, `scope` knows what
 //! names stand for, `visit` applies the rules.
 
+mod depth;
 mod policy;
 mod render;
 mod rule;
@@ -102,16 +103,20 @@ pub fn check(source: &[u8], filename: &str, policy: &Policy) -> Report {
 }
 
 fn findings(text: &str, policy: &Policy) -> Vec<RawFinding> {
-    let shape = source::measure(text, &policy.limits);
-    if shape.depth > policy.limits.nesting {
-        let message = format!("the source nests deeper than {} levels", policy.limits.nesting);
+    let limits = &policy.limits;
+    if text.len() < limits.tokens && depth::shallow(text, SHALLOW.min(limits.nesting)) {
+        return guarded(text, policy);
+    }
+    let shape = depth::measure(text, limits);
+    if shape.depth > limits.nesting {
+        let message = format!("the source nests deeper than {} levels", limits.nesting);
         return vec![
             RawFinding::new(Rule::Nesting, TextRange::default(), message)
                 .hint("split the expression into several statements, or use a loop"),
         ];
     }
-    if shape.tokens > policy.limits.tokens {
-        let message = format!("the source has more than {} tokens", policy.limits.tokens);
+    if shape.tokens > limits.tokens {
+        let message = format!("the source has more than {} tokens", limits.tokens);
         return vec![
             RawFinding::new(Rule::Complexity, TextRange::default(), message)
                 .hint("pass data as an input instead of writing it into the script"),

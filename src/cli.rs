@@ -3,7 +3,9 @@
 mod check;
 mod config;
 mod doctor;
+mod image;
 mod loop_;
+mod progress;
 mod run;
 mod seccomp;
 mod spec;
@@ -48,6 +50,9 @@ enum Command {
     Loop(Box<loop_::Args>),
     /// Checks scripts against the policy without running them
     Check(check::Args),
+    /// Brings images into the store, shows, checks and removes them
+    #[command(subcommand)]
+    Image(image::Command),
     /// Tells what this machine allows, layer by layer, and what mends what it does not
     Doctor(Box<doctor::Args>),
     /// Tells what came of the runs in an event log: counts, fallbacks, times of each stage, alerts
@@ -103,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(*args),
         Command::Loop(args) => loop_::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Image(command) => image::main(&command),
         Command::Doctor(args) => doctor::main(&args),
         Command::Stats(args) => stats::main(&args),
         Command::Config(command) => config::main(&command),

@@ -16,23 +16,40 @@
 //!
 //! Every source is a real path, free of links: open it with `RESOLVE_NO_SYMLINKS`, and what was found is what is bound.
 
+pub mod archive;
 mod binds;
+pub mod build;
+mod digest;
 mod host;
+mod import;
+pub mod layer;
+pub mod layout;
+mod meter;
+mod mtree;
+mod packages;
+mod pax;
 mod pyenv;
 mod python;
+pub mod registry;
+mod root;
 mod rootfs;
 mod site;
 mod skeleton;
-mod store;
+pub mod store;
 mod tree;
+pub mod unpack;
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+pub use digest::{Digest, NotADigest};
 pub use host::host;
+pub use import::{Imported, Limits, Options, Progress, Source};
+pub use mtree::Totals;
+pub use packages::{Manager, Package};
 pub use rootfs::rootfs;
-pub use store::store_dir;
+pub use store::{Lease, Store, store_dir};
 
 /// Name of the guest's user, in the synthetic `/etc/passwd`.
 pub const USER: &str = "nsbox";
@@ -51,7 +68,7 @@ pub(crate) const MINORS: std::ops::RangeInclusive<u8> = 10..=14;
 /// A root for the guest, found and ready to be mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// `host`, or the path that was given.
+    /// `host`, or the path or name that was given.
     pub name: String,
     /// Digest of the content (`sha256:...`); `None` where nothing vouches for it, as with `host` and a path.
     pub digest: Option<String>,
@@ -63,6 +80,25 @@ pub struct Image {
     pub late_binds: Vec<Bind>,
     /// The guest's Python.
     pub python: Interpreter,
+    /// Keeps an image of the store there for as long as this lives; `None` for what is not the store's.
+    pub lease: Option<Lease>,
+}
+
+/// The image that a configuration names: `host`, the path of an unpacked root file system (with a `/`), or the name or
+/// digest of an image in the store, which then stays there for as long as the result lives.
+///
+/// # Errors
+/// What [`host`](host()), [`rootfs`](rootfs()) and [`Store::find`] fail with.
+pub fn find(image: &str, python: Option<&Path>, store: &Path) -> Result<Image, Error> {
+    if image == "host" {
+        return host(python, store);
+    }
+    if image.contains('/') {
+        return rootfs(Path::new(image), python, store);
+    }
+    let held = Store::at(store).find(image).map_err(|error| Error::InStore(Box::new(error)))?;
+    let found = rootfs(&held.rootfs, python, store)?;
+    Ok(Image { name: image.to_owned(), digest: Some(held.digest.to_string()), lease: Some(held.lease), ..found })
 }
 
 /// One read-only, nosuid, nodev bind mount.
@@ -208,6 +244,18 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder of the store cannot be made or looked at.
+    #[error("failed to make {path:?} in the store (NSBOX_STORE names another)")]
+    Store {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The store has no such image, or cannot give it.
+    #[error(transparent)]
+    InStore(Box<store::Error>),
     /// The skeleton cannot be built.
     #[error("failed to build the skeleton {path:?} in the store (NSBOX_STORE names another)")]
     Skeleton {
@@ -236,6 +284,8 @@ impl Error {
             Self::NotFolder { .. } => "image-not-folder",
             Self::NoStore => "image-no-store",
             Self::StoreUnsafe { .. } => "image-store-unsafe",
+            Self::Store { .. } => "image-store",
+            Self::InStore(error) => error.code(),
             Self::Skeleton { .. } => "image-skeleton",
         }
     }

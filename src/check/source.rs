@@ -1,10 +1,8 @@
-//! From bytes to the text that is parsed and later executed: encoding, NUL, size, depth.
+//! From bytes to the text that is parsed and later executed: encoding, NUL, size.
 //!
 //! CPython honours encoding cookies that make it run what a UTF-8 parser sees as a comment, so that anything but UTF-8
 //! is refused here, and what runs later is the text handed out by the report, not the file.
 
-use rustpython_ast::token::TokenKind;
-use rustpython_parser::{Mode, lexer};
 use rustpython_text_size::{TextRange, TextSize};
 
 use super::Rule;
@@ -99,99 +97,4 @@ fn cookie(line: &str) -> Option<(usize, &str)> {
 fn span(at: usize, len: usize) -> TextRange {
     let size = |n| TextSize::try_from(n).unwrap_or(TextSize::new(u32::MAX));
     TextRange::new(size(at), size(at + len))
-}
-
-/// How large a tree the parser could make of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    /// An upper bound of the tree's depth.
-    pub(super) depth: usize,
-    /// Tokens.
-    pub(super) tokens: usize,
-}
-
-/// Bounds the tree before anything recursive sees the source: the parser, the visitors and the tree's own drop recurse,
-/// and a stack overflow aborts the process.
-///
-/// The bound is simple, so that it holds for broken source too: a tree cannot be deeper than the tokens of the statement
-/// at hand, less those of siblings that a comma, a semicolon, a new line or a closed bracket has finished.
-pub(super) fn measure(text: &str, limits: &Limits) -> Shape {
-    let mut lexer = lexer::lex(text, Mode::Module);
-    let mut shape = Shape { depth: 0, tokens: 0 };
-    // All brackets around the innermost, and the tokens of them.
-    let mut around: Vec<Bracket> = Vec::with_capacity(16);
-    let mut outer = 0;
-    let mut bracket = Bracket::default();
-    let mut blocks = 0;
-    let mut last = TokenKind::EndOfFile;
-    loop {
-        let kind = lexer.next_token();
-        shape.tokens += 1;
-        if matches!(kind, TokenKind::NonLogicalNewline | TokenKind::Comment) {
-            continue;
-        }
-        bracket.tokens += 1;
-        match kind {
-            TokenKind::Name | TokenKind::Dot | TokenKind::Equal => {}
-            TokenKind::EndOfFile => break,
-            TokenKind::Indent => blocks += 1,
-            TokenKind::Dedent => blocks = usize::saturating_sub(blocks, 1),
-            TokenKind::Newline | TokenKind::Semi if around.is_empty() => bracket = Bracket::default(),
-            // Strings written side by side are one.
-            TokenKind::String if last == TokenKind::String => bracket.tokens -= 1,
-            TokenKind::Lambda => bracket.lambdas += 1,
-            TokenKind::Colon => bracket.lambdas = bracket.lambdas.saturating_sub(1),
-            // The commas between a lambda's parameters finish nothing.
-            TokenKind::Comma if bracket.lambdas == 0 => bracket.tokens = 0,
-            TokenKind::Lpar
-            | TokenKind::Lsqb
-            | TokenKind::Lbrace
-            | TokenKind::FStringStart
-            | TokenKind::TStringStart => {
-                outer += bracket.tokens;
-                around.push(std::mem::replace(
-                    &mut bracket,
-                    Bracket { closes_with: closing(kind), ..Bracket::default() },
-                ));
-            }
-            // A bracket closed by another kind stays open: the parser may still be inside.
-            _ if kind == bracket.closes_with => {
-                if let Some(parent) = around.pop() {
-                    bracket = parent;
-                    outer -= bracket.tokens;
-                }
-            }
-            _ => {}
-        }
-        last = kind;
-        shape.depth = shape.depth.max(outer + bracket.tokens + blocks);
-        if shape.depth > limits.nesting || shape.tokens > limits.tokens {
-            break;
-        }
-    }
-    shape
-}
-
-/// One open bracket or f-string, or the statement itself.
-struct Bracket {
-    tokens: usize,
-    /// Lambdas whose colon has not come yet.
-    lambdas: usize,
-    closes_with: TokenKind,
-}
-
-impl Default for Bracket {
-    fn default() -> Self {
-        Self { tokens: 0, lambdas: 0, closes_with: TokenKind::EndOfFile }
-    }
-}
-
-fn closing(open: TokenKind) -> TokenKind {
-    match open {
-        TokenKind::Lpar => TokenKind::Rpar,
-        TokenKind::Lsqb => TokenKind::Rsqb,
-        TokenKind::Lbrace => TokenKind::Rbrace,
-        TokenKind::FStringStart => TokenKind::FStringEnd,
-        _ => TokenKind::TStringEnd,
-    }
 }

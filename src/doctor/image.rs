@@ -23,18 +23,12 @@ pub(super) fn examine(config: &Config, host: &Host) -> (Option<Image>, Vec<Layer
         }
     };
     let look = "reading the interpreter's files";
-    let python = config.python.as_deref();
-    let image = if config.image == "host" {
-        image::host(python, &store)
-    } else {
-        image::rootfs(Path::new(&config.image), python, &store)
-    };
-    match image {
+    match image::find(&config.image, config.python.as_deref(), &store) {
         Ok(image) => {
             let layers = vec![store_layer(&store, tried), image_layer(&image, look)];
             (Some(image), layers)
         }
-        Err(error @ (Error::NoStore | Error::StoreUnsafe { .. } | Error::Skeleton { .. })) => {
+        Err(error @ (Error::NoStore | Error::Store { .. } | Error::StoreUnsafe { .. } | Error::Skeleton { .. })) => {
             let owner = if host.root { "" } else { ", owned by this user" };
             let knobs = vec![format!("NSBOX_STORE=/path/of/a/folder, writable{owner}")];
             (

@@ -76,6 +76,7 @@ impl Caller {
             binds,
             late_binds,
             python: layout.into_interpreter(site),
+            lease: None,
         })
     }
 

@@ -44,6 +44,7 @@ pub fn rootfs(path: &Path, python: Option<&Path>, store: &Path) -> Result<Image,
         binds,
         late_binds,
         python: layout.into_interpreter(site),
+        lease: None,
     })
 }
 

@@ -5,14 +5,15 @@
 //! of its source (device, inode, size, time of change), so that a reuse reads nothing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::store::{shelf, wait};
 use super::{Error, HOME, HOSTNAME, MACHINE_ID, UID, USER};
 
 /// In the digest, so that a change of the rules below makes new skeletons.
@@ -150,11 +151,8 @@ impl Skeleton {
     /// The folder in the store, built if it is not there yet. Any number of processes may do so at once, and any may be
     /// killed: one builds at a time, aside, and the finished folder is renamed into place.
     pub fn build(&self, store: &Path) -> Result<PathBuf, Error> {
-        let shelf = store.join("skeletons");
+        let shelf = shelf(store, "skeletons")?;
         let done = shelf.join(self.digest());
-        if !trusted(&shelf)? {
-            make_shelf(store, &shelf)?;
-        }
         if fs::symlink_metadata(&done).is_ok_and(|metadata| metadata.is_dir()) {
             return Ok(done);
         }
@@ -171,11 +169,7 @@ impl Skeleton {
             move |error| (path, error)
         };
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
-        while let Err(error) = lock.lock() {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err((lock_path, error));
-            }
-        }
+        wait(|| lock.lock()).map_err(at(&lock_path))?;
         if done.is_dir() {
             return Ok(());
         }
@@ -278,38 +272,6 @@ fn make_file(path: &Path, content: &[u8]) -> io::Result<()> {
     }
     file.write_all(content)?;
     file.sync_all()
-}
-
-/// Whether the shelf is there and only its owner, root or the caller, may write to it.
-fn trusted(shelf: &Path) -> Result<bool, Error> {
-    match fs::symlink_metadata(shelf) {
-        Ok(metadata) => {
-            let owner = metadata.uid() == 0 || metadata.uid() == nix::unistd::geteuid().as_raw();
-            if metadata.is_dir() && owner && metadata.mode() & 0o022 == 0 {
-                Ok(true)
-            } else {
-                Err(Error::StoreUnsafe { path: shelf.to_owned() })
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::Skeleton { path: shelf.to_owned(), source }),
-    }
-}
-
-fn make_shelf(store: &Path, shelf: &Path) -> Result<(), Error> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Skeleton { path, source }
-    };
-    let mut builder = DirBuilder::new();
-    builder.mode(0o755);
-    builder.recursive(true).create(store).map_err(failed(store))?;
-    match builder.recursive(false).create(shelf) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(shelf)(error)),
-        Err(_) => {}
-        Ok(()) => fs::set_permissions(shelf, Permissions::from_mode(0o755)).map_err(failed(shelf))?,
-    }
-    Ok(())
 }
 
 #[cfg(test)]

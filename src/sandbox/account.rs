@@ -93,6 +93,12 @@ impl<'a> Account<'a> {
         };
     }
 
+    /// Notes that none of the layers is there.
+    pub(crate) fn unarmed(&mut self, why: &str) {
+        self.armed(None);
+        self.enforced.miss_all(why);
+    }
+
     fn cgroup_layers(&self, cgroup: Option<&cgroup::Cgroup>) -> record::Cgroup {
         let Limits { memory, pids, cpus, .. } = self.sandbox.config.limits;
         let asked = [size_text(memory), pids.to_string(), cpus.to_string()];

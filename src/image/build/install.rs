@@ -1,0 +1,100 @@
+//! Runs `rootfs/install.py` in the tree that it completes, by the tree's own Python: the host needs none, and what a
+//! package brought runs in namespaces of its own, where the tree is all there is and nothing of the network.
+//!
+//! The namespaces are unshare(1)'s, of util-linux: the caller becomes root in a user namespace, so that a build by an
+//! ordinary user is the same.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::Error;
+use super::lock::Package;
+use crate::image::Progress;
+
+const INSTALLER: &str = include_str!("../../../rootfs/install.py");
+const CUT: &str = include_str!("../../../rootfs/cut.txt");
+const CUT_SLIM: &str = include_str!("../../../rootfs/cut-slim.txt");
+/// nsbox's own Python in the guest, for engines that have no store.
+const GUEST: [(&str, &str); 4] = [
+    ("collect.py", include_str!("../../../rootfs/guest/collect.py")),
+    ("compile.py", include_str!("../../../rootfs/guest/compile.py")),
+    ("network_hint.py", include_str!("../../../rootfs/guest/network_hint.py")),
+    ("runner.py", include_str!("../../../rootfs/guest/runner.py")),
+];
+
+/// Lays the installer and what it installs into the tree.
+pub(super) fn prepare<'a>(
+    tree: &Path,
+    slim: bool,
+    wheels: impl Iterator<Item = (&'a Package, std::path::PathBuf)>,
+) -> Result<(), Error> {
+    let build = tree.join("build");
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Write { path, source }
+    };
+    for folder in ["wheels", "guest"] {
+        fs::create_dir_all(build.join(folder)).map_err(failed(&build))?;
+    }
+    let cut = if slim { format!("{CUT}\n{CUT_SLIM}") } else { CUT.to_owned() };
+    let texts = [("install.py".to_owned(), INSTALLER), ("cut.txt".to_owned(), cut.as_str())];
+    let guest = GUEST.map(|(name, text)| (format!("guest/{name}"), text));
+    for (name, text) in texts.into_iter().chain(guest) {
+        let path = build.join(name);
+        fs::write(&path, text).map_err(failed(&path))?;
+    }
+    for (wheel, cached) in wheels {
+        let path = build.join("wheels").join(&wheel.file);
+        // The store is one file system as a rule; nobody writes to either name.
+        fs::hard_link(&cached, &path).or_else(|_| fs::copy(&cached, &path).map(|_| ())).map_err(failed(&path))?;
+    }
+    Ok(())
+}
+
+/// Runs it, and takes it out of the tree again.
+pub(super) fn run(tree: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    let spawn_failed = |source| Error::Spawn { source };
+    let mut child = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"])
+        .arg("--root")
+        .arg(tree)
+        // Nothing of the caller's environment; strings hash the same in every build.
+        .args(["/usr/bin/env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONHASHSEED=0"])
+        .args(["python3", "-S", "-s", "-B", "/build/install.py"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(spawn_failed)?;
+    let (stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let complaint = std::thread::scope(|scope| {
+        let complaint = scope.spawn(move || {
+            let mut text = Vec::new();
+            // What was read until then is all there is to say.
+            stderr.as_mut().map(|stderr| stderr.read_to_end(&mut text)).transpose().ok();
+            String::from_utf8_lossy(&text).trim_end().to_owned()
+        });
+        for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines()).map_while(io::Result::ok) {
+            show(&line, progress);
+        }
+        complaint.join().unwrap_or_default()
+    });
+    let status = child.wait().map_err(spawn_failed)?;
+    if !status.success() {
+        return Err(Error::Install { status, complaint });
+    }
+    let build = tree.join("build");
+    fs::remove_dir_all(&build).map_err(|source| Error::Write { path: build, source })
+}
+
+/// One line of the installer: `begin STAGE BYTES`, then `done BYTES` as often as it likes.
+fn show(line: &str, progress: &dyn Progress) {
+    let mut words = line.split(' ');
+    match (words.next(), words.next(), words.next()) {
+        (Some("begin"), Some(stage), Some(total)) => progress.begin(&format!("{stage} packages"), total.parse().ok()),
+        (Some("done"), Some(bytes), None) => progress.advance(bytes.parse().unwrap_or_default()),
+        _ => {}
+    }
+}
