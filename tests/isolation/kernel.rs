@@ -127,11 +127,12 @@ fn is_confined_root() -> bool {
 
 /// Whether this kernel was built without what the attack needs, or root lacks it: then there is nothing to attack, here.
 fn absent(name: &str, said: &Value) -> bool {
-    // MFD_EXEC is a flag of Linux 6.3.
+    // MFD_EXEC is a flag of Linux 6.3; overlayfs may have no handles.
     let absent = said == "ENOSYS"
         || said == "EAFNOSUPPORT"
         || said == "EPROTONOSUPPORT"
         || (name == "memfd_exec_flag" && said == "EINVAL")
+        || (name == "name_to_handle_at" && said == "ENOTSUP")
         || (said == "EPERM" && is_confined_root());
     if absent {
         eprintln!("ABSENT: this machine has no {name} ({said} outside)");
