@@ -68,7 +68,7 @@ def main(runner, single, repeated):
         refuse(control, "take over the socket", OSError("out of descriptors"))
     posix.write(control, b"ready")
     while native.next():
-        # A hook of os.register_at_fork may have started one.
+        # The kernel refuses one from here until `forked` has taken the pid namespace back.
         check_threads(control)
         try:
             pid = posix.fork()

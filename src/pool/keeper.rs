@@ -144,7 +144,7 @@ impl Shared {
 }
 
 fn break_off(last_word: Option<String>) -> Result<JoinHandle<()>, Error> {
-    let mut why = format!("the pool's interpreter died again and again, soon after its start");
+    let mut why = "the pool's interpreter died again and again, soon after its start".to_owned();
     if let Some(last_word) = last_word {
         why.push_str(": ");
         why.push_str(&last_word);

@@ -113,8 +113,7 @@ impl<'a> Account<'a> {
                 })
             }
             None => {
-                let why =
-                    self.sandbox.ground.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
+                let why = self.sandbox.ground.why_no_cgroup();
                 let weaker =
                     ["measured by the supervisor every 20 ms", "RLIMIT_NPROC in the sandbox's user namespace", ""];
                 let mut weaker = weaker.into_iter();

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 use super::cgroup::{Cgroup, Entry, Hierarchy, Owner};
 use super::plan::{Arg, Plan, literal};
 use super::supervise::{self, REAP_PATIENCE, poll, ready};
-use super::{Error, channels, failed};
+use super::{Error, chain, channels, failed};
 use crate::config::{Config, Limits};
 use crate::sys::clone::{Init, Spawn, spawn};
 use crate::sys::fd::{pidfd_kill, pidfd_open};
@@ -32,6 +33,8 @@ pub(crate) fn init_binary() -> Result<OwnedFd, Error> {
 pub(crate) struct Ground {
     /// Where cgroups are made, or why nowhere.
     pub hierarchy: Result<Hierarchy, String>,
+    /// Why a cgroup could not be made there, and the run went on by consent.
+    refusal: OnceLock<String>,
     /// Whose they are.
     pub owner: Owner,
     /// The init binary, in a sealed memfd.
@@ -60,6 +63,7 @@ impl Ground {
     pub(crate) fn bare(init: OwnedFd) -> Result<Self, Error> {
         Ok(Self {
             hierarchy: Err("none is made without a sandbox".to_owned()),
+            refusal: OnceLock::new(),
             owner: Owner::current().map_err(failed("name this process"))?,
             init,
             this: pidfd_open(nix::unistd::getpid().as_raw()).map_err(failed("open a pidfd of this process"))?,
@@ -78,11 +82,12 @@ impl Ground {
         let owner = Owner::current().map_err(failed("name this process"))?;
         let hierarchy = match Hierarchy::discover(&owner, may_move) {
             Ok(hierarchy) => Ok(hierarchy),
-            Err(error) if allow_degraded => Err(error.to_string()),
+            Err(error) if allow_degraded => Err(chain(&error)),
             Err(error) => return Err(error.into()),
         };
         Ok(Self {
             hierarchy,
+            refusal: OnceLock::new(),
             owner,
             init,
             this: pidfd_open(nix::unistd::getpid().as_raw()).map_err(failed("open a pidfd of this process"))?,
@@ -100,7 +105,10 @@ impl Ground {
         let Ok(hierarchy) = &self.hierarchy else { return Ok(None) };
         match hierarchy.create(&self.owner, limits) {
             Ok(cgroup) => Ok(Some(cgroup)),
-            Err(_) if allow_degraded => Ok(None),
+            Err(error) if allow_degraded => {
+                self.refusal.get_or_init(|| chain(&error));
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -109,6 +117,14 @@ impl Ground {
     pub(crate) fn sweep(&self) {
         if let Ok(hierarchy) = &self.hierarchy {
             hierarchy.sweep(&self.owner);
+        }
+    }
+
+    /// Why a degraded run has no cgroup.
+    pub(crate) fn why_no_cgroup(&self) -> &str {
+        match (&self.hierarchy, self.refusal.get()) {
+            (Err(why), _) | (_, Some(why)) => why,
+            (Ok(_), None) => "the cgroup could not be made",
         }
     }
 

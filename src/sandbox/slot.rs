@@ -407,7 +407,9 @@ impl Sandbox {
                         let why = format!("it ended ({:?})", end(report));
                         return Err(Error::Zygote { what: "make a slot".to_owned(), why });
                     }
-                    _ => {}
+                    // The zygote has died: nobody has the other end.
+                    None => return Err(supervise::Error::InitDied.into()),
+                    Some(_) => {}
                 }
             } else if spoke {
                 is_ready = line::is_ready(&slot.line).map_err(failed("hear from the slot"))?;
