@@ -15,6 +15,8 @@ use crate::stats::word;
 
 /// Runs in a row that a pool may fail to serve before another takes its place.
 const PATIENCE_WITH_POOLS: u32 = 3;
+/// Slots that a pool can keep ready beside those in use; further runs wait.
+const MOST_SLOTS: usize = 300;
 
 /// One backend, ready.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Ready {
         let builder = Pool::builder(config.clone());
         let builder = match terms.jobs {
             // One more is being made or ended while each of them runs.
-            Some(jobs) => builder.slots(jobs).most(3 * jobs + 1),
+            Some(jobs) => builder.slots(jobs.min(MOST_SLOTS)).most(3 * jobs.min(MOST_SLOTS) + 1),
             None => builder,
         };
         match builder.build() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nsbox::event::EventType;
 use nsbox::outcome::{Backend, Ended, Outcome, Value, Verdict};
 use nsbox::sandbox::{Cancel, Script, Stdin, Watch};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use crate::harness::{alone, children, nsbox, until};
 use crate::{Desk, expect, run};
@@ -217,4 +217,21 @@ fn command_without_a_sandbox_warns_of_it() {
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(7), &b"hello\n"[..]), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("warning: the script ran without any isolation (enabled: false)"), "{said}");
+}
+
+#[test]
+fn five_iterations_without_a_sandbox() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("strategies")).unwrap();
+    for i in 0..5 {
+        fs::write(desk.path(&format!("strategies/{i}.py")), format!("metrics = {{'a': {i}}}")).unwrap();
+    }
+    fs::write(desk.path("nsbox.yaml"), "sandbox: {enabled: false}\n").unwrap();
+    let mut command = nsbox(["loop", "--config", "nsbox.yaml", "--json", "strategies"]);
+    let output = command.current_dir(desk.folder.path()).env("NSBOX_EVENT_LOG", desk.path("events.log")).output();
+    let report: Json = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    assert_eq!((&report["backends"], &report["verdicts"]), (&json!({"direct": 5}), &json!({"ok": 5})));
+    let count = |kind| desk.story().iter().filter(|other| **other == kind).count();
+    assert_eq!((count(EventType::SandboxModeDisabled), count(EventType::DirectExecutionSuccess)), (1, 5));
+    assert_eq!((count(EventType::ExecutionModeSelected), count(EventType::FallbackToDirect)), (5, 0));
 }
