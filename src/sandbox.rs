@@ -9,6 +9,7 @@ mod artifacts;
 mod caps;
 pub(crate) mod cgroup;
 mod channels;
+pub(crate) mod direct;
 mod guest;
 pub(crate) mod host;
 mod idmap;
@@ -42,8 +43,8 @@ use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
 use account::Account;
-pub(crate) use account::{chain, failed as failed_run, unavailable};
-use cgroup::Cgroup;
+pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
+use cgroup::{Cgroup, Hierarchy};
 use channels::Channels;
 use host::Host;
 use idmap::HostIds;
@@ -302,9 +303,7 @@ impl Sandbox {
         if let Some(mut code) = supervisor.channels.code.take() {
             channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
         }
-        if let Ok(hierarchy) = &self.ground.hierarchy {
-            hierarchy.sweep(&self.ground.owner);
-        }
+        self.ground.sweep();
         supervisor.wait_ready(&plan, setup_deadline)?;
         supervisor.start()?;
         // Read back while the interpreter starts; that all is armed, init has said.
@@ -333,12 +332,12 @@ impl Sandbox {
 
     /// What the guest's process executes; `file` is its script, as it sees it.
     fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
-        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
         self.command_for(guest::Task::Script { file, args, inputs })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
-        guest::Command { runner: &self.runner, python: &self.image.python, task }
+        guest::Command { runner: &self.runner, python: &self.image.python, task, on_host: false }
     }
 
     /// The guest's file system, with every source opened.
@@ -354,12 +353,7 @@ impl Sandbox {
     fn inputs(&self, inputs: &[(String, PathBuf)], guest: (u32, u32)) -> Result<Vec<(Bind, bool)>, Error> {
         let mut binds = Vec::with_capacity(inputs.len());
         for (i, (name, path)) in inputs.iter().enumerate() {
-            if !guest::is_input_name(name) {
-                return Err(Error::InputName { name: name.clone() });
-            }
-            if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Error::InputTwice { name: name.clone() });
-            }
+            check_input_name(inputs, i)?;
             let input = self.input(name, path, guest).map_err(|source| Error::Input {
                 name: name.clone(),
                 path: path.clone(),
@@ -435,6 +429,14 @@ impl Sandbox {
     }
 }
 
+/// Moves this process, which is nsbox's own, into a leaf of its cgroup where runs could have no limits beside it: see
+/// [`Ground::survey`]. Where that fails, so will the sandbox, and it says why.
+pub(crate) fn settle() {
+    if let Ok(owner) = cgroup::Owner::current() {
+        Hierarchy::discover(&owner, true).ok();
+    }
+}
+
 /// What a run needs beside its nest, found by looking at files.
 struct Equipment {
     image: Image,
@@ -463,6 +465,18 @@ impl Equipment {
         let (privileged, landlock) = (mounts::may_clone(), landlock::abi());
         Sandbox { config, ids, image, policy, program, runner, privileged, landlock, ground }
     }
+}
+
+/// Whether the input at `index` can have its name.
+fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Result<(), Error> {
+    let (name, _) = &inputs[index];
+    if !guest::is_input_name(name) {
+        return Err(Error::InputName { name: name.clone() });
+    }
+    if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
+        return Err(Error::InputTwice { name: name.clone() });
+    }
+    Ok(())
 }
 
 /// The image's part of the guest's file system, with every source opened.

@@ -11,7 +11,8 @@ The first code of the guest: trusted, but inside the wall, so nothing it says is
     path=DIR            one more folder of modules (repeated)
     prefix=DIR          `sys.prefix` of a virtual environment
     seed=N              seeds `random` and `numpy.random`
-    input=NAME          a file or folder at /input/NAME (repeated)
+    input=NAME          a file or folder at /input/NAME (repeated); NAME=PATH, where there is no sandbox
+    network=yes         there is no sandbox, so a network
 
 With zygote=FD it runs no script itself: see zygote.py, which has the further keys.
 
@@ -192,20 +193,22 @@ def new_main(file, inputs):
         __loader__=_frozen_importlib_external.SourceFileLoader("__main__", file),
     )
     if inputs:
-        main.inputs = {name: f"/input/{name}" for name in inputs}
+        pairs = [name.partition("=") for name in inputs]
+        main.inputs = {name: path or f"/input/{name}" for name, _, path in pairs}
     sys.modules["__main__"] = main
     return main
 
 
-def hook_imports(seed):
-    """Arms what waits for an import, whatever the script: seeds and the network hint."""
+def hook_imports(seed, network=False):
+    """Arms what waits for an import, whatever the script: seeds and, without a network, the hint."""
     hooks = Hooks()
 
     def explain_network(module):
         load("network_hint").install(module)
 
-    hooks.add("socket", explain_network)
-    hooks.add("curl_cffi.curl", explain_network)
+    if not network:
+        hooks.add("socket", explain_network)
+        hooks.add("curl_cffi.curl", explain_network)
     if seed is not None:
         for name, hook in seed_with(seed).items():
             hooks.add(name, hook)
@@ -465,7 +468,7 @@ def main():
     data = read_all(int(single["code"]))
     posix.close(int(single["code"]))
     prepare_interpreter(file.rpartition("/")[0] or "/", single, repeated)
-    hooks = hook_imports(int(single["seed"]) if "seed" in single else None)
+    hooks = hook_imports(int(single["seed"]) if "seed" in single else None, "network" in single)
     posix.set_inheritable(result_fd, False)
 
     def begin():

@@ -137,13 +137,14 @@ def warm_up(runner, hooks, script):
     return ended
 
 
-def reseed(runner, seed):
+def reseed(runner, hooks, seed):
     """No two slots draw the same numbers, unless they are told to."""
     modules = sys.modules
     if seed is not None:
         for name, hook in runner.seed_with(seed).items():
-            if name in modules:
-                hook(modules[name])
+            hooks.add(name, hook)
+        if hooks.waiting and hooks not in sys.meta_path:
+            sys.meta_path.insert(0, hooks)
         return
     # `random` seeds itself after a fork; the warm-up has drawn from that.
     if "numpy.random" in modules:
@@ -159,7 +160,7 @@ def serve(runner, hooks, script, seed, limit):
     if posix.read(REQUEST, 1) == b"w" and script is not None:
         warm_up(runner, hooks, script)
         sys.modules["__main__"] = main
-    reseed(runner, seed)
+    reseed(runner, hooks, seed)
     posix.write(REQUEST, b"r")
     nonce, texts = receive()
     if nonce is None:

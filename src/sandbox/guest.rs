@@ -132,6 +132,13 @@ impl Runner {
         Ok(Self { folder, file, tag: tag.to_owned() })
     }
 
+    /// The same for a guest that sees the host as it is.
+    pub(crate) fn on_host(self) -> Self {
+        let name = self.file.rsplit('/').next().unwrap_or_default();
+        let file = self.folder.join("guest").join(name).to_string_lossy().into_owned();
+        Self { file, ..self }
+    }
+
     /// Whether it has yet to be compiled for this interpreter.
     pub(crate) fn is_source(&self) -> bool {
         self.file.ends_with("/runner.py")
@@ -174,6 +181,8 @@ pub(crate) struct Command<'a> {
     pub runner: &'a Runner,
     pub python: &'a Interpreter,
     pub task: Task<'a>,
+    /// Whether it runs without a sandbox: it has the caller's environment and network.
+    pub on_host: bool,
 }
 
 /// What the runner is for.
@@ -184,7 +193,8 @@ pub(crate) enum Task<'a> {
         /// `__file__` in the guest.
         file: &'a str,
         args: &'a [String],
-        inputs: Vec<&'a str>,
+        /// Names; with `=PATH` where they are not under /input.
+        inputs: Vec<String>,
     },
     /// A pool's slots.
     Zygote,
@@ -216,6 +226,7 @@ impl Command<'_> {
             argv.push(keyed("prefix=", &self.python.prefix));
         }
         argv.extend(self.python.sys_path.iter().map(|path| keyed("path=", path)));
+        argv.extend(self.on_host.then(|| "network=yes".into()));
         argv.extend(config.seed.map(|seed| format!("seed={seed}").into()));
         argv.push("--".into());
         argv.extend(args.iter().map(OsString::from));
@@ -237,6 +248,12 @@ impl Command<'_> {
         .map(|(name, value)| (name.to_owned(), value.into()))
         .to_vec();
         fixed.extend(THREADS.map(|name| (name.to_owned(), threads.to_string().into())));
+        if self.on_host {
+            fixed.retain(|(name, _)| name.starts_with("PYTHON"));
+            let own: Vec<String> = fixed.iter().map(|(name, _)| name.clone()).collect();
+            let inherited = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+            fixed.extend(inherited.filter(|(name, _)| !own.contains(name)));
+        }
         if let Some(seed) = config.seed {
             // CPython takes 32 bits.
             fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
@@ -263,10 +280,15 @@ impl Command<'_> {
 
     /// Plans what the guest's process does between its clone and its first instruction.
     pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
+        plan.begin_guest();
+        self.plan_execution(plan, config, fds, rlimits);
+    }
+
+    /// The same, after what the guest's process does before.
+    pub(crate) fn plan_execution(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
         let argv = plan.strings(self.argv(config));
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());
-        plan.begin_guest();
         fds.plan(plan);
         fds.plan_close_on_exec(plan);
         plan_unblock(plan);

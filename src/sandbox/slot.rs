@@ -294,6 +294,7 @@ impl Sandbox {
 
     /// The slot's init stays in the zygote's cgroup, so that a run's own limit of processes is for the run alone.
     fn slot_cgroup(&self) -> Result<Option<Cgroup>, Error> {
+        self.ground.sweep();
         let limits = &self.config.limits;
         let limits = Limits { pids: limits.pids.saturating_sub(1), ..limits.clone() };
         self.ground.cgroup_with(&limits, self.config.allow_degraded)

@@ -55,12 +55,16 @@ fn docker_without_a_writable_cgroup_degrades_by_consent() {
         let host = host.inside(&engine, &flags);
         let folder = "cd /sys/fs/cgroup; [ ! -d memory ] || cd memory; mkdir nsbox-test && rmdir nsbox-test";
         host.refuses(&["sh", "-c", folder], "Read-only file system");
-        let knob = "docker run --cgroupns=host --volume=/sys/fs/cgroup:/sys/fs/cgroup:rw";
-        host.run(&[]).expect("unavailable").says("Read-only file system").says(knob);
+        let knobs = ["docker run --security-opt writable-cgroups=true", &CGROUPS.join(" ")];
+        let ran = host.run(&[]).expect("unavailable").says("is mounted read-only");
+        knobs.iter().fold(ran, |ran, knob| ran.says(knob));
         assert_eq!(host.doctor()["run"], "degraded");
         let cgroup = host.layer("cgroup");
-        assert!(cgroup["knobs"].to_string().contains(knob), "{cgroup:#}");
-        assert!(host.run(&["--allow-degraded"]).expect("ok").outcome.degraded);
+        assert!(cgroup["found"].as_str().unwrap().contains("is mounted read-only"), "{cgroup:#}");
+        assert!(knobs.iter().all(|knob| cgroup["knobs"].to_string().contains(knob)), "{cgroup:#}");
+        let ran = host.run(&["--allow-degraded"]).expect("ok");
+        let why = ran.outcome.enforced.cgroup.memory.why.unwrap();
+        assert!(ran.outcome.degraded && why.contains("is mounted read-only"), "{why}");
         host.assert_nothing_left();
     }
 }
