@@ -146,8 +146,9 @@ fn many_runs_leave_nothing_and_are_told_apart() {
     // Network namespaces are kept for later slots: never more than there were slots at once.
     assert!(last.2[0] < first.2[0] + MOST, "{:?} {:?}", first.2, last.2);
     assert_eq!((&first.2[1..], &last.2[1..]), (&full[1..], &full[1..]));
-    let (first_memory, last_memory) = (first.3.unwrap(), last.3.unwrap());
-    assert!(last_memory < first_memory + (4 << 20), "{first_memory} {last_memory}");
+    // The allocator of this process and the zygote's heap have found their size by the middle.
+    let (middle_memory, last_memory) = (fifths[2].3.unwrap(), last.3.unwrap());
+    assert!(last_memory < middle_memory + (4 << 20), "{middle_memory} {last_memory}");
     // Others may load the machine for a while; what grows without end shows in the median.
     assert!(last.0 < first.0 * 3 + Duration::from_millis(5), "{:?} {:?}", first.0, last.0);
     assert_eq!(pool.counts().crashes, 0);

@@ -88,12 +88,12 @@ fn limits_are_told_apart() {
         return;
     }
     let pool =
-        pool(&[("limits.timeout", "1s"), ("limits.cpus", "2"), ("limits.memory", "96m"), ("limits.output", "1k")]);
+        pool(&[("limits.timeout", "4s"), ("limits.cpus", "2"), ("limits.memory", "96m"), ("limits.output", "1k")]);
     let begun = Instant::now();
     let outcome = run(&pool, "print('before')\nwhile True: pass");
     expect(&outcome, Verdict::Timeout, Ended::Killed);
     assert_eq!(outcome.stdout, b"before\n");
-    assert!(outcome.usage.wall_ms >= 1000.0 && begun.elapsed() < Duration::from_secs(5), "{outcome:#?}");
+    assert!(outcome.usage.wall_ms >= 4000.0 && begun.elapsed() < patiently(Duration::from_secs(15)), "{outcome:#?}");
     expect(&run(&pool, "x = bytearray(200 << 20)"), Verdict::Oom, Ended::Killed);
     // A child's end by the limit is the run's, whatever the script says of its own.
     let outcome = run(&pool, "import os\nif os.fork() == 0:\n    x = bytearray(200 << 20)\nos.wait()\nresult = 1");
