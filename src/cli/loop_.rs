@@ -91,6 +91,7 @@ pub(super) fn main(args: &Args) -> Result<u8, Failure> {
     let passes = strategies.len() as u64;
     let batch = Batch::new(strategies).iterations(args.iterations.unwrap_or(passes)).jobs(jobs);
     let inputs = args.given.inputs()?;
+    super::image::ensure(&config.image, args.quiet)?;
     let (mut results, mut rows) = match &args.results {
         Some(path) if args.resume => Results::resume(path, &batch).map(|(results, rows)| (Some(results), rows)),
         Some(path) => Results::create(path).map(|results| (Some(results), Vec::new())),

@@ -19,7 +19,7 @@ use crate::outcome::Verdict;
 const FILE_VARIABLE: &str = "NSBOX_CONFIG";
 
 /// Variables that are no key's: of this module, and of the image store.
-const NO_KEYS: [&str; 2] = [FILE_VARIABLE, "NSBOX_STORE"];
+const NO_KEYS: [&str; 4] = [FILE_VARIABLE, "NSBOX_STORE", "NSBOX_DEBIAN_MIRROR", "NSBOX_OFFLINE"];
 
 /// What the variables of keys start with: `limits.memory` is `NSBOX_LIMITS_MEMORY`.
 const PREFIX: &str = "NSBOX_";
