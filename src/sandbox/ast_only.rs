@@ -2,8 +2,8 @@
 //!
 //! The check, then a process of the host's interpreter under Landlock, seccomp, rlimits and `no_new_privs`, as a user who
 //! owns nothing where the caller is root, and measured by the supervisor. The same init, runner and supervisor as in a
-//! sandbox. Without a pid namespace no process can leave init's process group, for seccomp refuses setsid(2) and
-//! setpgid(2): what ends is the whole group. See landlock(7), killpg(3), credentials(7).
+//! sandbox. Without a pid namespace no process can leave the script's process group, for seccomp refuses setsid(2) and
+//! setpgid(2): init kills and reaps the whole group. See landlock(7), killpg(3), credentials(7).
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -126,6 +126,7 @@ impl AstOnly {
         let mut plan = Plan::new();
         self.plan_init(&mut plan, &account, nest.init.pid);
         plan.begin_guest();
+        plan.call("lead a session", libc::SYS_setsid, &[]);
         plan_control(&mut plan, "end the script with init", libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         plan.call("enter the script's folder", libc::SYS_chdir, &[Arg::Text(folder.work.as_os_str())]);
         landlock::plan_own_process(&mut plan, self.abi, rules.as_raw_fd());

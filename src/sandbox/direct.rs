@@ -102,6 +102,7 @@ impl Direct {
         plan.call("lead a session", libc::SYS_setsid, &[]);
         plan_control(&mut plan, "adopt the orphans of the script", libc::PR_SET_CHILD_SUBREAPER, 1);
         plan.begin_guest();
+        plan.call("lead a session", libc::SYS_setsid, &[]);
         plan_control(&mut plan, "end the script with init", libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         command.plan_execution(&mut plan, &inner.config, &channels.guest(), &[]);
         nest.send(&mut plan, &inner.ground)?;

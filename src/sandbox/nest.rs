@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
-use nix::unistd::Pid;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
+};
 
 use super::cgroup::{Cgroup, Entry, Hierarchy, Owner};
 use super::plan::{Arg, Plan, literal};
@@ -54,8 +54,8 @@ pub(crate) struct Nest {
     entry: Entry,
     /// Readable once the cgroup runs out of memory (version 1).
     pub oom: Option<OwnedFd>,
-    /// Whether init leads a process group that is killed as a whole, for want of a pid namespace.
-    group: bool,
+    /// Whether init has to kill the guest's process group, for want of a pid namespace.
+    bare: bool,
 }
 
 impl Ground {
@@ -180,9 +180,9 @@ impl Nest {
         })
     }
 
-    /// An init without namespaces of its own, whose plan makes it the leader of a session.
+    /// An init without namespaces of its own. Its plan makes it a subreaper, and the guest the leader of a session.
     pub(crate) fn bare(ground: &Ground) -> Result<Self, Error> {
-        Ok(Self { group: true, ..Self::make(ground, None, 0, None)? })
+        Ok(Self { bare: true, ..Self::make(ground, None, 0, None)? })
     }
 
     fn make_with(
@@ -193,7 +193,7 @@ impl Nest {
             cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
         let oom = cgroup.as_ref().map(Cgroup::oom_event).transpose().map_err(failed("watch for the end of memory"))?;
         let (init, control) = hatched(&entry)?;
-        Ok(Self { init, control, cgroup, entry, oom: oom.flatten(), group: false })
+        Ok(Self { init, control, cgroup, entry, oom: oom.flatten(), bare: false })
     }
 
     /// The nest of a slot, whose init a zygote's has made: `init` and `control` are of it.
@@ -219,30 +219,24 @@ impl Nest {
 
     /// Ends init, and with it every process of its pid namespace.
     pub(crate) fn kill(&self) {
-        self.kill_group();
         // It may have ended by itself meanwhile.
-        pidfd_kill(self.init.pidfd.as_fd()).ok();
+        if self.bare {
+            shutdown(self.control.as_raw_fd(), Shutdown::Write).ok();
+        } else {
+            pidfd_kill(self.init.pidfd.as_fd()).ok();
+        }
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill();
         }
     }
 
-    /// Kills what is left of the process group, whose number nobody else can have before init is reaped.
-    fn kill_group(&self) {
-        if self.group {
-            // It may be empty.
-            killpg(Pid::from_raw(self.init.pid), Signal::SIGKILL).ok();
-        }
-    }
-
-    /// Waits until the pid namespace is empty: init's end is announced only then.
+    /// Waits until the pid namespace, or the process group, is empty: init's end is announced only then.
     pub(crate) fn wait_empty(&self) -> Result<(), supervise::Error> {
         let deadline = Instant::now() + REAP_PATIENCE;
         loop {
             let mut set = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
             poll(&mut set, Some(deadline))?;
             if ready(&set[0]) {
-                self.kill_group();
                 return Ok(());
             }
             if Instant::now() >= deadline {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::Engine;
+use crate::harness::judge;
 use crate::host::{Host, everyone};
 
 /// `--privileged` in the parts of it that matter here.
@@ -82,5 +83,20 @@ fn docker_unmasked_with_cgroups_works() {
                 host.script(&["--memory", "64m"], "block = bytearray(100 << 20)").expect("oom");
             }
         }
+    }
+}
+
+#[test]
+fn docker_as_it_comes_serves_ast_only() {
+    let Some(engine) = engine() else { return };
+    for host in everyone() {
+        let host = host.inside(&engine, &[]);
+        let nsbox = host.path("nsbox").display().to_string();
+        let words = [&nsbox, "run", "--json", "--backend", "ast-only", "--python", crate::host::PYTHON, "-"];
+        let ran = judge(&host.output(&words, b"import math\nmetrics = {'root': math.sqrt(2)}"));
+        let ran = ran.expect("ok").says("isolation: weak");
+        assert_eq!(ran.json["metrics"]["root"], 2_f64.sqrt());
+        assert_eq!(ran.json["enforced"]["landlock"]["status"], "applied");
+        host.assert_nothing_left();
     }
 }
