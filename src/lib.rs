@@ -39,3 +39,5 @@ pub mod router;
 pub mod sandbox;
 pub mod stats;
 mod sys;
+
+pub use router::Router;

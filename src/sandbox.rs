@@ -6,9 +6,11 @@
 
 pub(crate) mod account;
 mod artifacts;
+pub(crate) mod ast_only;
 mod caps;
 pub(crate) mod cgroup;
 mod channels;
+pub(crate) mod direct;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod idmap;
@@ -42,8 +44,8 @@ use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
 use account::Account;
-pub(crate) use account::{chain, failed as failed_run, unavailable};
-use cgroup::Cgroup;
+pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
+use cgroup::{Cgroup, Hierarchy};
 use channels::Channels;
 use host::Host;
 use idmap::HostIds;
@@ -285,6 +287,7 @@ impl Sandbox {
             program: &self.program,
             sink: watch.sink,
             listener: None,
+            long: None,
             line: None,
             evidence: supervise::Evidence::default(),
         };
@@ -301,9 +304,7 @@ impl Sandbox {
         if let Some(mut code) = supervisor.channels.code.take() {
             channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
         }
-        if let Ok(hierarchy) = &self.ground.hierarchy {
-            hierarchy.sweep(&self.ground.owner);
-        }
+        self.ground.sweep();
         supervisor.wait_ready(&plan, setup_deadline)?;
         supervisor.start()?;
         // Read back while the interpreter starts; that all is armed, init has said.
@@ -329,12 +330,12 @@ impl Sandbox {
 
     /// What the guest's process executes; `file` is its script, as it sees it.
     fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
-        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
         self.command_for(guest::Task::Script { file, args, inputs })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
-        guest::Command { runner: &self.runner, python: &self.image.python, task }
+        guest::Command { runner: &self.runner, python: &self.image.python, task, on_host: false }
     }
 
     /// The guest's file system, with every source opened.
@@ -417,6 +418,9 @@ impl Sandbox {
                 landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());
             }
             self.program.plan(&mut plan);
+        } else {
+            // What slots are made with does not get in the way of those that run.
+            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH);
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan
@@ -454,6 +458,14 @@ pub(crate) fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Re
         return Err(Error::InputTwice { name: name.clone() });
     }
     Ok(())
+}
+
+/// Moves this process, which is nsbox's own, into a leaf of its cgroup where runs could have no limits beside it: see
+/// [`Ground::survey`]. Where that fails, so will the sandbox, and it says why.
+pub(crate) fn settle() {
+    if let Ok(owner) = cgroup::Owner::current() {
+        Hierarchy::discover(&owner, true).ok();
+    }
 }
 
 /// What a run needs beside its nest, found by looking at files.

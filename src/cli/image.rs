@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
@@ -48,7 +49,10 @@ pub(super) struct Build {
     base: String,
     /// A folder with a lock of your own, as rootfs/lock.sh writes it; default: the one built in
     #[arg(long, value_name = "DIR")]
-    lock: Option<std::path::PathBuf>,
+    lock: Option<PathBuf>,
+    /// Takes the packages from the store's cache alone [env: NSBOX_OFFLINE=1]
+    #[arg(long)]
+    offline: bool,
     /// Says nothing but the digest
     #[arg(long, short)]
     quiet: bool,
@@ -66,7 +70,8 @@ enum BuildProfile {
 
 const BUILD_HELP: &str = "\
 Packages come from Debian's mirror (NSBOX_DEBIAN_MIRROR names another) and from pip's index (PIP_INDEX_URL, pip.conf), by
-the digests of the lock, and are kept in the store's cache. One lock gives one digest.
+the digests of the lock, and are kept in the store's cache. One lock gives one digest. `nsbox run` and `nsbox loop`
+build sandbox and sandbox-slim at their first use.
 
 Examples:
   nsbox image build
@@ -178,7 +183,8 @@ fn build(args: &Build) -> Result<u8, Failure> {
         BuildProfile::Slim => build::Profile::Slim,
     };
     let Ok(base) = args.base.parse();
-    let options = build::Options { profile, base, name: args.name.clone(), lock: args.lock.clone(), epoch: None };
+    let (name, lock, offline) = (args.name.clone(), args.lock.clone(), args.offline || offline());
+    let options = build::Options { profile, base, name, lock, epoch: None, offline };
     let bar = Bar::new(args.quiet);
     let built = build::build(&store, &options, &bar);
     bar.clear();
@@ -194,6 +200,11 @@ fn build(args: &Build) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Whether the environment forbids a build to ask the network.
+fn offline() -> bool {
+    std::env::var_os("NSBOX_OFFLINE").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
 /// Builds the production image at its first use, when its name is asked for and the store has none.
 pub(super) fn ensure(image: &str, quiet: bool) -> Result<(), Failure> {
     let Some(profile) = build::Profile::of_image(image) else { return Ok(()) };
@@ -203,7 +214,7 @@ pub(super) fn ensure(image: &str, quiet: bool) -> Result<(), Failure> {
     }
     let bar = Bar::new(quiet);
     bar.begin(&format!("the store has no image {image:?} yet: building it, once"), None);
-    let options = build::Options { profile, ..build::Options::default() };
+    let options = build::Options { profile, offline: offline(), ..build::Options::default() };
     let built = build::build(&store, &options, &bar);
     bar.clear();
     built.map(|_| ()).map_err(|error| Failure::usage(&error))

@@ -62,7 +62,7 @@ pub(super) fn examine(prober: Option<&Prober<'_>>) -> Vec<Layer> {
 
 /// No hierarchy has all the controllers.
 fn none(tried: &str, error: &Error) -> Vec<Layer> {
-    let knobs = knob::cgroup_v2();
+    let knobs = knob::no_cgroup(error);
     let mut layers = vec![Layer::refused("cgroup", tried, chain(error), knobs.clone())];
     let Error::NoController { missing } = error else { return layers };
     for (layer, name) in LAYERS.into_iter().zip(["memory", "pids", "cpu"]) {

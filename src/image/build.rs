@@ -37,6 +37,8 @@ pub struct Options {
     pub lock: Option<PathBuf>,
     /// Seconds since 1970 that every file bears; `None` is `SOURCE_DATE_EPOCH`, else the lock's own time.
     pub epoch: Option<u64>,
+    /// Takes no package from the network: what the cache has is all there is.
+    pub offline: bool,
 }
 
 /// Which packages an image has.
@@ -140,6 +142,14 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The cache does not have all of it, and the network is not to be asked.
+    #[error("failed to build offline: the cache lacks {} packages, {package} first; build once with the network", .count)]
+    Offline {
+        /// Name and version of the first.
+        package: String,
+        /// How many.
+        count: usize,
+    },
     /// A package that cannot be fetched.
     #[error("failed to fetch {package} from {place}")]
     Fetch {
@@ -239,6 +249,7 @@ impl Error {
             Self::Lock { .. } => "build-lock",
             Self::Epoch { .. } => "build-epoch",
             Self::Network { .. } => "build-network",
+            Self::Offline { .. } => "build-offline",
             Self::Fetch { .. } => "build-fetch",
             Self::Dropped { .. } => "build-dropped",
             Self::Mismatch { .. } => "build-mismatch",
@@ -270,7 +281,7 @@ pub fn build(store: &Store, options: &Options, progress: &dyn Progress) -> Resul
     let folder = store.root().join("cache");
     fs::create_dir_all(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
     let cache = Cache { folder: &folder, partial: &staging.make_dir("fetched")? };
-    cache.fill(&lock, options.base == Base::Debian, progress)?;
+    cache.fill(&lock, options, progress)?;
 
     progress.begin("unpacking the base", None);
     let tree = staging.make_dir("tree")?;

@@ -179,7 +179,10 @@ fn suggestion(name: &str, near: &[String]) -> String {
         [] => String::new(),
         near => format!(" (near: {})", near.join(", ")),
     };
-    let build = if name == "sandbox" { "nsbox image build --name sandbox builds it, " } else { "" };
+    let build = match super::build::Profile::of_image(name) {
+        Some(profile) => format!("nsbox image build --profile {} builds it, ", profile.name()),
+        None => String::new(),
+    };
     format!("{near}: {build}nsbox image import SOURCE --name {name} imports one, nsbox image list shows what is there")
 }
 

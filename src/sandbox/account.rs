@@ -93,6 +93,23 @@ impl<'a> Account<'a> {
         };
     }
 
+    /// Notes these layers.
+    pub(crate) fn note(&mut self, enforced: Enforced) {
+        self.enforced = enforced;
+    }
+
+    /// The layers that each process has by itself; the others are not asked.
+    pub(crate) fn layers_of_processes(&self) -> Enforced {
+        let no_new_privs = Layer::applied("set");
+        Enforced { no_new_privs, rlimits: rlimit_layer(&self.rlimits), ..Enforced::default() }
+    }
+
+    /// Notes that none of the layers is there.
+    pub(crate) fn unarmed(&mut self, why: &str) {
+        self.armed(None);
+        self.enforced.miss_all(why);
+    }
+
     fn cgroup_layers(&self, cgroup: Option<&cgroup::Cgroup>) -> record::Cgroup {
         let Limits { memory, pids, cpus, .. } = self.sandbox.config.limits;
         let asked = [size_text(memory), pids.to_string(), cpus.to_string()];
@@ -107,8 +124,7 @@ impl<'a> Account<'a> {
                 })
             }
             None => {
-                let why =
-                    self.sandbox.ground.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
+                let why = self.sandbox.ground.why_no_cgroup();
                 let weaker =
                     ["measured by the supervisor every 20 ms", "RLIMIT_NPROC in the sandbox's user namespace", ""];
                 let mut weaker = weaker.into_iter();

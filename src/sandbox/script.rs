@@ -57,6 +57,24 @@ impl Script {
         &self.name
     }
 
+    /// The same script once more, without its standard input, which can be read but once.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            source: self.source.clone(),
+            args: self.args.clone(),
+            inputs: self.inputs.clone(),
+            stdin: Stdin::Empty,
+            artifacts: self.artifacts.clone(),
+            iteration: self.iteration,
+        }
+    }
+
+    /// Takes its standard input away.
+    pub(crate) fn take_stdin(&mut self) -> Stdin {
+        std::mem::take(&mut self.stdin)
+    }
+
     /// Adds to `sys.argv`.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {

@@ -168,6 +168,8 @@ pub(crate) struct Supervisor<'a, 's> {
     pub program: &'a Program,
     pub sink: Option<&'a mut Sink<'s>>,
     pub listener: Option<OwnedFd>,
+    /// Called once, if the run goes on until then.
+    pub long: Option<(Instant, &'a dyn Fn())>,
     /// Of a warm run.
     pub line: Option<Line<'a>>,
     pub evidence: Evidence,
@@ -259,7 +261,8 @@ impl Supervisor<'_, '_> {
                     set.push(PollFd::new(fd, PollFlags::POLLIN));
                 }
             }
-            let until = next_measure.map_or(deadline, |measure| measure.min(deadline));
+            let long = self.long.as_ref().map(|(at, _)| *at);
+            let until = [next_measure, long].into_iter().flatten().fold(deadline, Instant::min);
             poll(&mut set, Some(until))?;
             let is_ready = |i: usize| set.get(index[i]).is_some_and(ready);
             let [said, died, notified, oom, cancelled, started, stdout, stderr, spoke] = std::array::from_fn(is_ready);
@@ -311,6 +314,9 @@ impl Supervisor<'_, '_> {
                 self.evidence.kill.get_or_insert(Kill::Memory);
             }
             let now = Instant::now();
+            if let Some((_, call)) = self.long.take_if(|(at, _)| *at <= now) {
+                call();
+            }
             if next_measure.is_some_and(|at| at <= now) {
                 next_measure = Some(now + MEASURE_EVERY);
                 self.measure();

@@ -14,8 +14,8 @@ use reqwest::{Client, StatusCode, Url, header};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::Error;
 use super::lock::{Lock, Package};
+use super::{Base, Error, Options};
 use crate::image::{Digest, Progress};
 
 /// Debian's own, which leads to one nearby.
@@ -53,10 +53,14 @@ impl Cache<'_> {
     }
 
     /// Fetches what is not there, some files at once.
-    pub(super) fn fill(&self, lock: &Lock, base: bool, progress: &dyn Progress) -> Result<(), Error> {
+    pub(super) fn fill(&self, lock: &Lock, options: &Options, progress: &dyn Progress) -> Result<(), Error> {
         let mirror = env::var("NSBOX_DEBIAN_MIRROR").unwrap_or_else(|_| MIRROR.to_owned());
         let index = index_url();
-        let debian = lock.debian.iter().filter(|_| base).map(|package| (package, Origin::Mirror(&mirror)));
+        let debian = lock
+            .debian
+            .iter()
+            .filter(|_| options.base == Base::Debian)
+            .map(|package| (package, Origin::Mirror(&mirror)));
         let all = debian.chain(lock.wheels.iter().map(|package| (package, Origin::Index(&index))));
         progress.begin("looking for packages in the cache", None);
         let mut missing = Vec::new();
@@ -65,8 +69,9 @@ impl Cache<'_> {
                 missing.push((package, origin));
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        let Some((first, _)) = missing.first() else { return Ok(()) };
+        if options.offline {
+            return Err(Error::Offline { package: first.shown(), count: missing.len() });
         }
         progress.begin(&format!("fetching {} packages", missing.len()), None);
         // A runtime of its own, in a thread of its own: the caller may be in one already.
