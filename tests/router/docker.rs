@@ -106,7 +106,8 @@ fn several_backends_are_tried_in_their_order() {
     let keys = [
         ("fallback", "namespace,ast-only"),
         ("docker.image", "no-such-image"),
-        // ast-only runs nothing unchecked.
+        // For ast-only: an interpreter that every user can execute, and nothing unchecked.
+        ("python", "/usr/bin/python3"),
         ("check", "true"),
         ("preload", "no_such_module"),
         ("allow_degraded", "true"),
