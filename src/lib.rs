@@ -29,6 +29,7 @@ pub mod batch;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod docker;
 pub mod doctor;
 pub mod event;
 pub mod image;

@@ -4,19 +4,19 @@
 //! while init carries the plan out, start the guest, watch it, and account for how it ended. A layer that cannot be armed
 //! fails the run: init executes nothing of the guest unless every call of the plan succeeded.
 
-mod account;
+pub(crate) mod account;
 mod artifacts;
 pub(crate) mod ast_only;
 mod caps;
 pub(crate) mod cgroup;
 mod channels;
 pub(crate) mod direct;
-mod guest;
+pub(crate) mod guest;
 pub(crate) mod host;
-mod idmap;
+pub(crate) mod idmap;
 pub(crate) mod knob;
 pub(crate) mod landlock;
-mod line;
+pub(crate) mod line;
 mod measure;
 mod meter;
 mod mounts;
@@ -28,7 +28,7 @@ pub(crate) mod rlimits;
 mod script;
 pub mod seccomp;
 pub(crate) mod slot;
-mod supervise;
+pub(crate) mod supervise;
 pub(crate) mod zygote;
 
 use std::ffi::CStr;
@@ -36,7 +36,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::check::{self, Policy};
 use crate::config::{Config, Limits};
@@ -323,12 +323,9 @@ impl Sandbox {
 
     /// The text that the check lets run, or its report.
     fn checked(&self, source: &[u8], shown: &str, account: &mut Account<'_>) -> Result<Vec<u8>, check::Report> {
-        let policy = self.policy.as_ref().unwrap_or_else(|| Policy::builtin());
-        let begun = Instant::now();
-        let report = check::check(source, shown, policy);
-        account.check = begun.elapsed();
-        let text = report.source().map(|text| text.as_bytes().to_vec());
-        text.ok_or(report)
+        let (text, took) = checked(self.policy.as_ref(), source, shown);
+        account.check = took;
+        text
     }
 
     /// What the guest's process executes; `file` is its script, as it sees it.
@@ -438,6 +435,39 @@ pub(crate) fn settle() {
     }
 }
 
+/// The text that a policy (`None` is the built-in one) lets run, or its report; and how long that took.
+pub(crate) fn checked(
+    policy: Option<&Policy>,
+    source: &[u8],
+    shown: &str,
+) -> (Result<Vec<u8>, check::Report>, Duration) {
+    let begun = Instant::now();
+    let report = check::check(source, shown, policy.unwrap_or_else(|| Policy::builtin()));
+    let took = begun.elapsed();
+    let text = report.source().map(|text| text.as_bytes().to_vec());
+    (text.ok_or(report), took)
+}
+
+/// The check's policy that `config` names; `None` is the built-in one.
+pub(crate) fn policy(config: &Config) -> Result<Option<Policy>, check::Error> {
+    match (&config.policy, config.check) {
+        (Some(path), true) => Policy::load(path).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Whether the input at `index` can have its name.
+pub(crate) fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Result<(), Error> {
+    let (name, _) = &inputs[index];
+    if !guest::is_input_name(name) {
+        return Err(Error::InputName { name: name.clone() });
+    }
+    if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
+        return Err(Error::InputTwice { name: name.clone() });
+    }
+    Ok(())
+}
+
 /// What a run needs beside its nest, found by looking at files.
 struct Equipment {
     image: Image,
@@ -452,10 +482,7 @@ impl Equipment {
         let image = image::find(&config.image, config.python.as_deref(), &store)?;
         let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
         let program = seccomp::program(&config.seccomp, options)?;
-        let policy = match (&config.policy, config.check) {
-            (Some(path), true) => Some(Policy::load(path)?),
-            _ => None,
-        };
+        let policy = policy(config)?;
         let runner =
             guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
         Ok(Self { image, policy, program, runner })
@@ -466,18 +493,6 @@ impl Equipment {
         let (privileged, landlock) = (mounts::may_clone(), landlock::abi());
         Sandbox { config, ids, image, policy, program, runner, privileged, landlock, ground }
     }
-}
-
-/// Whether the input at `index` can have its name.
-fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Result<(), Error> {
-    let (name, _) = &inputs[index];
-    if !guest::is_input_name(name) {
-        return Err(Error::InputName { name: name.clone() });
-    }
-    if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
-        return Err(Error::InputTwice { name: name.clone() });
-    }
-    Ok(())
 }
 
 /// The image's part of the guest's file system, with every source opened.

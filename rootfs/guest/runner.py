@@ -48,22 +48,31 @@ def parse(arguments):
 
 
 LOADED = {}
+# The guest's own modules where they are no files: see container.py.
+TEXTS = {}
 
 
 def load(name):
     """Loads another of the guest's own modules, without giving scripts a way to import it."""
     if name in LOADED:
         return LOADED[name]
-    stem = f"{HOME}/{name}"
-    try:
-        with _io.open(f"{stem}.{sys.implementation.cache_tag}.pyc", "rb") as file:
-            code = marshal.loads(file.read()[16:])
-    except FileNotFoundError:
-        with _io.open(f"{stem}.py", "rb") as file:
-            code = compile(file.read(), f"{stem}.py", "exec", dont_inherit=True)
+    if name in TEXTS:
+        code = compile(TEXTS[name], f"{name}.py", "exec", dont_inherit=True)
+    else:
+        code = read_code(f"{HOME}/{name}")
     LOADED[name] = module = type(sys)(name)
     exec(code, module.__dict__)
     return module
+
+
+def read_code(stem):
+    """A module's code object, compiled before or now."""
+    try:
+        with _io.open(f"{stem}.{sys.implementation.cache_tag}.pyc", "rb") as file:
+            return marshal.loads(file.read()[16:])
+    except FileNotFoundError:
+        with _io.open(f"{stem}.py", "rb") as file:
+            return compile(file.read(), f"{stem}.py", "exec", dont_inherit=True)
 
 
 # Import hooks: work on a module the moment it is imported, at no cost where it is not.

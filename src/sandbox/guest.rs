@@ -24,6 +24,8 @@ const FILES: [(&str, &str); 4] = [
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
     ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];
+/// The pid 1 of a container.
+pub(crate) const CONTAINER: &str = include_str!("../../rootfs/guest/container.py");
 /// The zygote's extension module, compiled by `build.rs`.
 const MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-module.so"));
 /// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
@@ -175,6 +177,11 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     fs::rename(temporary, folder.join(name))
 }
 
+/// The modules of a guest that runs one script, by name.
+pub(crate) fn modules() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FILES.into_iter().filter(|(name, _)| *name != "zygote")
+}
+
 /// What to run.
 #[derive(Debug)]
 pub(crate) struct Command<'a> {
@@ -235,28 +242,12 @@ impl Command<'_> {
 
     /// Its whole environment.
     pub(crate) fn environment(&self, config: &Config) -> Vec<OsString> {
-        let threads = processors(config.limits.cpus);
-        let mut fixed: Vec<(String, OsString)> = [
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("HOME", crate::image::HOME),
-            ("LANG", "C.UTF-8"),
-            ("TZ", "UTC"),
-            ("PYTHONDONTWRITEBYTECODE", "1"),
-            ("PYTHONUNBUFFERED", "1"),
-            ("PYTHONNOUSERSITE", "1"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .to_vec();
-        fixed.extend(THREADS.map(|name| (name.to_owned(), threads.to_string().into())));
+        let mut fixed = fixed_environment(config);
         if self.on_host {
             fixed.retain(|(name, _)| name.starts_with("PYTHON"));
             let own: Vec<String> = fixed.iter().map(|(name, _)| name.clone()).collect();
             let inherited = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
             fixed.extend(inherited.filter(|(name, _)| !own.contains(name)));
-        }
-        if let Some(seed) = config.seed {
-            // CPython takes 32 bits.
-            fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
         }
         fixed.extend(self.python.env.iter().cloned());
         fixed.retain(|(name, _)| !config.env.contains_key(name));
@@ -296,6 +287,28 @@ impl Command<'_> {
         let step = format!("execute {}", self.python.executable.display());
         plan.call(step, libc::SYS_execve, &[Arg::Data(path), Arg::Data(argv), Arg::Data(environment)]);
     }
+}
+
+/// The variables that every guest has, whatever its image.
+pub(crate) fn fixed_environment(config: &Config) -> Vec<(String, OsString)> {
+    let threads = processors(config.limits.cpus);
+    let mut fixed: Vec<(String, OsString)> = [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ("HOME", crate::image::HOME),
+        ("LANG", "C.UTF-8"),
+        ("TZ", "UTC"),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        ("PYTHONUNBUFFERED", "1"),
+        ("PYTHONNOUSERSITE", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.into()))
+    .to_vec();
+    fixed.extend(THREADS.map(|name| (name.to_owned(), threads.to_string().into())));
+    if let Some(seed) = config.seed {
+        // CPython takes 32 bits.
+        fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
+    }
+    fixed
 }
 
 /// Plans the guest's signal mask: none is blocked.

@@ -13,12 +13,12 @@ use super::supervise::Stream;
 /// Text to run, and what it is given.
 #[derive(Debug, Default)]
 pub struct Script {
-    pub(super) name: String,
-    pub(super) source: Vec<u8>,
-    pub(super) args: Vec<String>,
-    pub(super) inputs: Vec<(String, PathBuf)>,
-    pub(super) stdin: Stdin,
-    pub(super) artifacts: Option<PathBuf>,
+    pub(crate) name: String,
+    pub(crate) source: Vec<u8>,
+    pub(crate) args: Vec<String>,
+    pub(crate) inputs: Vec<(String, PathBuf)>,
+    pub(crate) stdin: Stdin,
+    pub(crate) artifacts: Option<PathBuf>,
     pub(crate) iteration: Option<u64>,
 }
 
@@ -148,7 +148,7 @@ impl Cancel {
     }
 
     /// Readable once it was used; the byte stays there.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.0.as_fd()
     }
 }

@@ -81,6 +81,17 @@ pub(crate) struct Captured {
     pub truncated: bool,
 }
 
+impl Captured {
+    /// Keeps what fits under the limit, and tells how many bytes that were.
+    pub(crate) fn keep(&mut self, bytes: &[u8], limit: u64) -> usize {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let kept = bytes.len().min(limit.saturating_sub(self.bytes.len()));
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        self.truncated |= kept < bytes.len();
+        kept
+    }
+}
+
 /// All that is known of a run that is over.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
@@ -104,6 +115,8 @@ pub(crate) struct Evidence {
     pub answer: Option<Vec<u8>>,
     /// What the cgroup had counted when the answer came.
     pub counters: Option<Counters>,
+    /// The document, where it came as bytes.
+    pub document: Option<Vec<u8>>,
     /// The memfd that the guest could write its result document to.
     pub result: Option<std::fs::File>,
     /// The guest's /output, where artifacts were asked for.
@@ -364,17 +377,12 @@ impl Supervisor<'_, '_> {
             Ok(count) => count,
             Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         };
-        let limit = usize::try_from(self.limits.output).unwrap_or(usize::MAX);
-        let kept = count.min(limit - captured.bytes.len());
-        captured.bytes.extend_from_slice(&buffer[..kept]);
+        let kept = captured.keep(&buffer[..count], self.limits.output);
         if let Some(sink) = self.sink.as_mut().filter(|_| kept > 0) {
             sink(stream, &buffer[..kept]);
         }
-        if kept < count {
-            captured.truncated = true;
-            if self.limits.output_kill {
-                self.evidence.kill.get_or_insert(Kill::Output(stream));
-            }
+        if kept < count && self.limits.output_kill {
+            self.evidence.kill.get_or_insert(Kill::Output(stream));
         }
         true
     }

@@ -65,7 +65,8 @@ impl Engine {
         Some(engine)
     }
 
-    fn start() -> Self {
+    /// An engine of a test's own, to be ended by it.
+    pub fn start() -> Self {
         // In /tmp, for the path of a socket has 108 bytes.
         let folder = TempDir::with_prefix_in("nsbox-engine-", "/tmp").unwrap().keep();
         let file = |name: &str| folder.join(name).display().to_string();

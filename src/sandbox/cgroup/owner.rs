@@ -1,4 +1,4 @@
-//! Whose a run's cgroup is, told by its name.
+//! Whose a run's cgroup or container is, told by its name.
 
 use std::fs;
 use std::io;
@@ -7,12 +7,12 @@ use std::time::Duration;
 /// What a name of ours begins with.
 const PREFIX: &str = "nsbox-";
 
-/// Whose a cgroup is: a pid namespace, a pid in it, and when that process started, for pids are used again.
+/// Whose it is: a pid namespace, a pid in it, and when that process started, for pids are used again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owner {
     pid_namespace: u64,
-    pub(super) pid: u32,
-    started: u64,
+    pub(crate) pid: u32,
+    pub(crate) started: u64,
 }
 
 impl Owner {
