@@ -248,20 +248,22 @@ impl Docker {
         self
     }
 
+    /// Finds the engine and the image, so that no run has to, and removes what runs of dead supervisors left there.
+    ///
+    /// # Errors
+    /// Why no run could begin.
+    pub fn prepare(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.config.limits.setup_timeout;
+        in_thread(|| runtime()?.block_on(self.engine(deadline)).map(drop))?
+    }
+
     /// Runs one script to its end.
     ///
     /// Never fails: a run that could not begin is an outcome of verdict `unavailable`, one that the engine took with it of
     /// verdict `lost`; the message says which.
     pub fn run(&self, script: impl Into<Script>, watch: Watch<'_>) -> Outcome {
         let script = script.into();
-        // In a thread of its own: a caller may be inside a runtime, where no other can be entered.
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("nsbox-docker".to_owned());
-            match thread.spawn_scoped(scope, || self.run_here(script, watch)) {
-                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                Err(source) => self.failed(new_id(), &Error::Step { step: "start a thread for the run", source }),
-            }
-        })
+        in_thread(|| self.run_here(script, watch)).unwrap_or_else(|error| self.failed(new_id(), &error))
     }
 
     fn run_here(&self, script: Script, watch: Watch<'_>) -> Outcome {
@@ -276,9 +278,9 @@ impl Docker {
             }
             check = took;
         }
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match runtime() {
             Ok(runtime) => runtime,
-            Err(source) => return self.failed(id, &Error::Step { step: "start a runtime", source }),
+            Err(error) => return self.failed(id, &error),
         };
         let outcome = Outcome::new(id.clone(), Verdict::Lost);
         let run = account::Run { outcome, begun, check };
@@ -336,4 +338,19 @@ impl Docker {
         }
         outcome
     }
+}
+
+/// Runs in a thread of its own: a caller may be inside a runtime, where no other can be entered.
+fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("nsbox-docker".to_owned());
+        let thread = thread.spawn_scoped(scope, work);
+        let thread = thread.map_err(|source| Error::Step { step: "start a thread for the engine", source })?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|source| Error::Step { step: "start a runtime", source })
 }

@@ -146,7 +146,9 @@ fn environment(engine: &Engine, config: &Config) -> Vec<String> {
         .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
         .collect();
     variables.extend(config.env.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let foreign = engine.variables.iter().filter(|name| !variables.contains_key(*name)).cloned().collect::<Vec<_>>();
+    // HOSTNAME is the engine's.
+    let foreign = engine.variables.iter().map(String::as_str).chain(["HOSTNAME"]);
+    let foreign = foreign.filter(|name| !variables.contains_key(*name)).map(str::to_owned).collect::<Vec<_>>();
     foreign.into_iter().chain(variables.iter().map(|(name, value)| format!("{name}={value}"))).collect()
 }
 

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Terms;
 use super::journal::Journal;
 use crate::config::Config;
+use crate::docker::Docker;
 use crate::event::EventType;
 use crate::outcome::{Backend, Outcome};
 use crate::pool::Pool;
 use crate::sandbox::ast_only::AstOnly;
 use crate::sandbox::direct::Direct;
 use crate::sandbox::{Sandbox, Script, Watch, chain};
-use crate::stats::word;
 
 /// Runs in a row that a pool may fail to serve before another takes its place.
 const PATIENCE_WITH_POOLS: u32 = 3;
@@ -31,6 +31,8 @@ pub(super) enum Ready {
     Sandbox(Box<Sandbox>),
     /// The same, for a single run: the sandbox is made with it.
     Once(Box<Config>),
+    /// Containers.
+    Docker(Box<Docker>),
     /// Without namespaces.
     AstOnly(Box<AstOnly>),
     /// No isolation at all.
@@ -55,7 +57,11 @@ impl Ready {
                 let ast_only = AstOnly::new(config.clone()).map_err(|error| error.explain())?;
                 Ok(Self::AstOnly(Box::new(ast_only)))
             }
-            Backend::Docker => Err(format!("this version has no backend {}", word(&backend))),
+            Backend::Docker => {
+                let docker = Docker::new(config.clone()).map_err(|error| chain(&error))?;
+                docker.prepare().map_err(|error| chain(&error))?;
+                Ok(Self::Docker(Box::new(docker)))
+            }
         }
     }
 
@@ -95,6 +101,7 @@ impl Ready {
                 outcome
             }
             Self::Sandbox(sandbox) => sandbox.run_watched(script, watch),
+            Self::Docker(docker) => docker.run(script, watch),
             Self::AstOnly(ast_only) => ast_only.run(script, watch),
             Self::Direct(direct) => direct.run(script, watch),
             Self::Once(config) => Sandbox::run_once(Config::clone(config), script, watch),

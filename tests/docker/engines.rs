@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nsbox::docker::{Docker, Error};
 use nsbox::outcome::{Ended, Verdict};
-use nsbox::sandbox::Watch;
+use nsbox::sandbox::{Script, Stdin, Stream, Watch};
 
 use crate::engine::{BASE, Engine};
 use crate::harness::until;
@@ -18,6 +19,8 @@ use crate::{beside_engine, config, docker, engine, expect, run, says, text};
 
 /// In a process that runs one script until it is killed: the socket of the engine.
 const VICTIM: &str = "NSBOX_TEST_VICTIM";
+/// There: whether its script reads standard input.
+const READS: &str = "NSBOX_TEST_VICTIM_READS";
 
 #[test]
 fn absent_engine_is_unavailable_and_says_what_to_do() {
@@ -108,6 +111,17 @@ fn pid_of(engine: &Engine) -> Pid {
     Pid::from_raw(pid.trim().parse().unwrap())
 }
 
+/// How many processes are in the cgroups of an engine's containers.
+fn processes(folder: &Path, engine: &str) -> usize {
+    let below = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    let own = if folder.to_str().unwrap().contains(engine) {
+        fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().count()
+    } else {
+        0
+    };
+    own + below.map(|entry| processes(&entry.path(), engine)).sum::<usize>()
+}
+
 #[test]
 fn engine_killed_while_a_script_runs_is_lost() {
     if engine().is_none() {
@@ -116,24 +130,25 @@ fn engine_killed_while_a_script_runs_is_lost() {
     let engine = Engine::start();
     assert!(engine.has_base());
     let dockerd = pid_of(&engine);
-    let docker = docker(&engine, &[("limits.timeout", "30s")]);
-    let mut sink = |_: nsbox::sandbox::Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap();
+    let docker = docker(&engine, &[("limits.timeout", "10s")]);
+    let mut sink = |_: Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap();
     let begun = Instant::now();
     let watch = Watch { sink: Some(&mut sink), cancel: None };
-    let outcome = docker.run("import time\nprint('begun')\ntime.sleep(8)\nresult = 1", watch);
+    let outcome = docker.run("import time\nprint('begun')\ntime.sleep(600)\nresult = 1", watch);
     expect(&outcome, Verdict::Lost);
     assert_eq!((outcome.ended, outcome.stdout.len(), &outcome.result), (Ended::Lost, 0, &None));
     says(&outcome, "was lost while the script ran");
     says(&outcome, &engine.socket().display().to_string());
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!(docker.run("pass", Watch::default()).verdict, Verdict::Unavailable);
-    drop(engine);
+    let name = engine.socket().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    until("its script ends, by the limit that pid 1 holds too", || processes(Path::new("/sys/fs/cgroup"), &name) == 0);
 }
 
 #[test]
 fn container_is_removed_however_its_script_ends() {
     let test = "engines::container_is_removed_however_its_script_ends";
-    let keys = [("limits.timeout", "1s"), ("limits.memory", "96m")];
+    let keys = [("limits.timeout", "5s"), ("limits.memory", "96m"), ("limits.cpus", "1")];
     let Some(docker) = beside_engine(test, &keys) else { return };
     for (source, verdict) in [
         ("pass", Verdict::Ok),
@@ -149,46 +164,52 @@ fn container_is_removed_however_its_script_ends() {
     }
 }
 
+/// How many containers a supervisor has, of these states.
+fn containers(engine: &Engine, supervisor: u32, flags: &[&str]) -> usize {
+    let filter = format!("label=nsbox.supervisor.pid={supervisor}");
+    let args = [&["ps", "--quiet", "--filter", &filter], flags].concat();
+    let output = engine.docker(args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout).lines().count()
+}
+
 #[test]
 fn killed_supervisor_leaves_a_container_that_the_next_sweeps() {
+    let test = "engines::killed_supervisor_leaves_a_container_that_the_next_sweeps";
     if let Some(socket) = std::env::var_os(VICTIM) {
         // The victim: it is killed while its script runs.
         let docker = Docker::new(config(&[])).unwrap().socket(socket);
-        let mut sink = |_: nsbox::sandbox::Stream, bytes: &[u8]| std::io::stdout().write_all(bytes).unwrap();
+        let mut sink = |_: Stream, bytes: &[u8]| std::io::stdout().write_all(bytes).unwrap();
+        let reads = std::env::var_os(READS).is_some();
         let source = "import sys, time\nsys.stdin.read(1)\nprint('begun')\ntime.sleep(600)";
-        let stdin = nsbox::sandbox::Stdin::Stream(Box::new(&b"x"[..]));
-        docker.run(nsbox::sandbox::Script::from(source).stdin(stdin), Watch { sink: Some(&mut sink), cancel: None });
+        let stdin = if reads { Stdin::Stream(Box::new(&b"x"[..])) } else { Stdin::Empty };
+        docker.run(Script::from(source).stdin(stdin), Watch { sink: Some(&mut sink), cancel: None });
         return;
     }
     let Some(engine) = engine() else { return };
-    let test = "engines::killed_supervisor_leaves_a_container_that_the_next_sweeps";
-    let mut victim = Command::new(std::env::current_exe().unwrap());
-    victim.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(VICTIM, engine.socket());
-    let mut victim = victim.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut said = Vec::new();
-    let mut stdout = victim.stdout.take().unwrap();
-    while !said.ends_with(b"begun\n") {
-        let mut byte = [0];
-        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "{}", text(&said));
-        said.push(byte[0]);
+    for reads in [false, true] {
+        let mut victim = Command::new(std::env::current_exe().unwrap());
+        victim.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(VICTIM, engine.socket());
+        victim.envs(reads.then_some((READS, "1")));
+        let mut victim = victim.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut said = Vec::new();
+        let mut stdout = victim.stdout.take().unwrap();
+        while !said.ends_with(b"begun\n") {
+            let mut byte = [0];
+            assert_eq!(stdout.read(&mut byte).unwrap(), 1, "{}", text(&said));
+            said.push(byte[0]);
+        }
+        let id = victim.id();
+        // What runs is not swept while its supervisor lives.
+        expect(&run(&engine, &[], "pass"), Verdict::Ok);
+        assert_eq!(containers(&engine, id, &[]), 1);
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        if !reads {
+            until("the script ends with its supervisor", || containers(&engine, id, &[]) == 0);
+        }
+        assert_eq!(containers(&engine, id, &["--all"]), 1);
+        expect(&run(&engine, &[], "pass"), Verdict::Ok);
+        assert_eq!(containers(&engine, id, &["--all"]), 0, "the next start removes it");
     }
-    let mine = || {
-        let filter = format!("label=nsbox.supervisor.pid={}", victim.id());
-        let output = engine.docker(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
-        text(&output.stdout).lines().count()
-    };
-    assert_eq!(mine(), 1);
-    // One that runs is not swept while its supervisor lives.
-    expect(&run(&engine, &[], "pass"), Verdict::Ok);
-    assert_eq!(mine(), 1);
-    kill(Pid::from_raw(victim.id().cast_signed()), Signal::SIGKILL).unwrap();
-    until("the victim is dead", || {
-        fs::read_to_string(format!("/proc/{}/stat", victim.id())).is_ok_and(|stat| stat.contains(") Z "))
-    });
-    let id = victim.id();
-    victim.wait().unwrap();
-    expect(&run(&engine, &[], "pass"), Verdict::Ok);
-    let filter = format!("label=nsbox.supervisor.pid={id}");
-    let left = engine.docker(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
-    assert_eq!(text(&left.stdout), "", "the next start removes it");
 }

@@ -10,9 +10,11 @@ use nsbox::sandbox::{Script, Stdin, Watch};
 use crate::harness::store;
 use crate::{beside_engine, docker, engine, expect, says, text};
 
-/// What the backend keeps in the store.
+/// What the backend keeps in the store for this process.
 fn kept() -> usize {
-    fs::read_dir(store().join("docker")).map_or(0, Iterator::count)
+    let own = format!("-{}-", std::process::id());
+    let entries = fs::read_dir(store().join("docker")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().contains(&own)).count()
 }
 
 #[test]

@@ -3,11 +3,15 @@
 //! A backend that fails is one that really does: an engine that was stopped or never was, an interpreter that lacks a module.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../harness/engine.rs"]
+mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 
 mod direct;
+mod docker;
 mod fallback;
+mod validation;
 mod warm;
 
 use std::fs;
