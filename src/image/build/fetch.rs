@@ -56,7 +56,11 @@ impl Cache<'_> {
     pub(super) fn fill(&self, lock: &Lock, options: &Options, progress: &dyn Progress) -> Result<(), Error> {
         let mirror = env::var("NSBOX_DEBIAN_MIRROR").unwrap_or_else(|_| MIRROR.to_owned());
         let index = index_url();
-        let debian = lock.debian.iter().filter(|_| options.base == Base::Debian).map(|package| (package, Origin::Mirror(&mirror)));
+        let debian = lock
+            .debian
+            .iter()
+            .filter(|_| options.base == Base::Debian)
+            .map(|package| (package, Origin::Mirror(&mirror)));
         let all = debian.chain(lock.wheels.iter().map(|package| (package, Origin::Index(&index))));
         progress.begin("looking for packages in the cache", None);
         let mut missing = Vec::new();
