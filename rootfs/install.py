@@ -175,7 +175,7 @@ def link_duplicates():
     """One file under several names becomes hard links: wheels cannot hold links, so they hold copies."""
     seen = {}
     for path in sorted(SITE.rglob("*")):
-        if path.is_file() and path.stat().st_size >= 1 << 14:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size:
             content = (hashlib.sha256(path.read_bytes()).digest(), path.stat().st_mode)
             if (first := seen.setdefault(content, path)) != path:
                 path.unlink()

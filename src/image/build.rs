@@ -292,7 +292,7 @@ pub fn build(store: &Store, options: &Options, progress: &dyn Progress) -> Resul
     let failed = |source| Error::Write { path: tree.clone(), source };
     Unpacker::new(&tree, Limits::default()).map_err(failed)?.apply(base, true)?;
     install::prepare(&tree, options.profile == Profile::Slim, lock.wheels.iter().map(|w| (w, cache.path(w))))?;
-    install::run(&tree, progress)?;
+    install::run(&tree, &staging, progress)?;
 
     progress.begin("packing the image", None);
     let layout = staging.make_dir("layout")?;
