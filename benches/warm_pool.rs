@@ -7,10 +7,15 @@
 //! | `pool` | a [`Pool`], every layer and every cgroup limit on, the check too |
 //! | `W` | a persistent worker with no sandbox: the same interpreter with the same imports, over the same kind of socket |
 //! | `F` | `os.fork`, exit and wait of that interpreter |
+//! | `docker` | `docker run` of S1, where `DOCKER_IMAGE` names an image of the engine at `DOCKER_HOST` |
 //!
-//! Scripts: S0 is `1+1`, S1 a moving-average backtest over 500 rows. `PYTHON` names an interpreter with pandas, `ROUNDS` how
-//! often each side takes its turn, `SECONDS` how long each throughput is measured. Run it on a quiet machine, as root for the
-//! CPU figures. Each line shows its first step and its target.
+//! Scripts: S0 is `1+1`, S1 a moving-average backtest over 500 rows. Cases: one at a time and one for each CPU at once, back to
+//! back and after 20-100 ms of idle; throughput, CPU time and memory of slots.
+//!
+//! `PYTHON` names an interpreter with pandas, `IMAGE` a root file system that the pool against Docker runs on (that of
+//! `DOCKER_IMAGE`), `ROUNDS` how often each side takes its turn, `SECONDS` how long each throughput is measured. Run it on a
+//! quiet machine, as root for the CPU and memory figures: `benches/run` does all of it. Each line shows its first step and
+//! its target.
 
 use std::env;
 use std::error::Error;
@@ -18,6 +23,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -176,6 +182,7 @@ fn main() -> Result<()> {
     let worker_idle = p50(&idle.worker[1]) / p50(&back_to_back.worker[1]);
     line("  the same of W(S1), which has no sandbox", worker_idle, "", "");
 
+    crowded(&pool, &workers, rounds / 4)?;
     pss(&pool, "warmed", "", "<= 0.08")?;
     let s1_cpu = meter.as_ref().map(|meter| cpu_of(meter, &pool, S1, 200)).transpose()?;
     let fork_cpu = workers[0].number("C", "200")?;
@@ -208,8 +215,85 @@ fn main() -> Result<()> {
         );
     }
     drop(pool);
-    let plain = Pool::builder(Config { warm_up: "none".to_owned(), ..config }).slots(4).build()?;
-    pss(&plain, "plain", "<= 0.02", "<= 0.02")
+    let plain = Pool::builder(Config { warm_up: "none".to_owned(), ..config.clone() }).slots(4).build()?;
+    pss(&plain, "plain", "", "<= 0.02")?;
+    drop(plain);
+    docker(config, rounds / 20)
+}
+
+/// As many runs at once as there are CPUs: the slowest of each round is what is kept.
+fn crowded(pool: &Pool, workers: &[Worker; 2], rounds: usize) -> Result<()> {
+    let mut round = Round::default();
+    for i in 0..rounds + 4 {
+        if i == 4 {
+            round = Round::default();
+        }
+        for (side, source) in [S0, S1].into_iter().enumerate() {
+            while pool.ready() < 4 {
+                sleep(Duration::from_millis(1));
+            }
+            sleep(Duration::from_millis(3));
+            let both = |one: &(dyn Fn(usize) -> std::result::Result<(), String> + Sync)| {
+                let start = Barrier::new(2);
+                let timed = |n| {
+                    start.wait();
+                    let begun = Instant::now();
+                    one(n).map(|()| begun.elapsed().as_secs_f64() * 1e6)
+                };
+                thread::scope(|scope| {
+                    let other = scope.spawn(|| timed(1));
+                    let own = timed(0)?;
+                    Ok::<_, String>([own, other.join().map_err(|_| "a thread panicked".to_owned())??])
+                })
+            };
+            round.pool[side].0.extend(both(&|_| run(pool, source).map_err(|error| error.to_string()))?);
+            let ask = |n: usize| workers[n].ask("R", source).map(drop).map_err(|error| error.to_string());
+            round.worker[side].0.extend(both(&ask)?);
+        }
+        round.fork.0.push(workers[0].number("F", "")? * 1e6);
+    }
+    print_times("two at a time", &round);
+    let fork = round.fork.at(0.5);
+    let p50 = |times: &Times| times.at(0.5);
+    line("S1 / W(S1), two at a time", p50(&round.pool[1]) / p50(&round.worker[1]), "<= 1.3", "<= 1.10");
+    line("S0 p99 / F, two at a time", round.pool[0].at(0.99) / fork, "<= 0.10", "<= 0.05");
+    Ok(())
+}
+
+/// A warm S1 against `docker run` of it, in turns.
+#[expect(clippy::print_stdout, reason = "the figures are what a benchmark is for")]
+fn docker(config: Config, rounds: usize) -> Result<()> {
+    let Ok(name) = env::var("DOCKER_IMAGE") else {
+        println!("\nno DOCKER_IMAGE is named: S1 against docker run is left out");
+        return Ok(());
+    };
+    let config = match env::var("IMAGE") {
+        Ok(image) => Config { image, python: None, ..config },
+        Err(_) => config,
+    };
+    let pool = Pool::builder(config).slots(2).build()?;
+    let (mut warm, mut docker) = (Times::default(), Times::default());
+    for i in 0..rounds.max(5) + 1 {
+        if i == 1 {
+            (warm, docker) = Default::default();
+        }
+        warm.take(|| run(&pool, S1))?;
+        let mut command = Command::new("docker");
+        command.args(["run", "--rm", "--network=none", "--memory=2g", "--cpus=1", &name, "python3", "-c", S1]);
+        docker.take(|| {
+            let output = command.stdin(Stdio::null()).output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if output.status.success() { Ok(()) } else { Err(said.into()) }
+        })?;
+    }
+    let (warm, docker) = (warm.at(0.5), docker.at(0.5));
+    line(
+        &format!("docker run of S1 / S1 ({:.0} / {:.2} ms)", docker / 1e3, warm / 1e3),
+        docker / warm,
+        ">= 100",
+        ">= 300",
+    );
+    Ok(())
 }
 
 /// Each side in turns. The pool is full before each burst, for what is timed is a run, not a queue.

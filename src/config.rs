@@ -26,6 +26,9 @@ pub(crate) use unit::{duration_text, size_text};
 /// The most rotated files of the event log that are ever kept, so the most that are looked for.
 pub(crate) const MOST_LOGS_KEPT: u32 = 999;
 
+/// The verdicts that may fall back at all: those of a run that never began, or whose end is not the script's own.
+pub(crate) const MAY_FALL_BACK: [Verdict; 3] = [Verdict::Unavailable, Verdict::Timeout, Verdict::Lost];
+
 /// The built-in configuration as a file with a comment on every key; [`Config::default`] is what it says.
 pub const DEFAULT_YAML: &str = include_str!("../config/default.yaml");
 
@@ -79,7 +82,8 @@ pub struct Config {
 /// What `sandbox.backend` may say: one backend by name, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendChoice {
-    /// The strongest backend that this machine allows, never a weaker one than `namespace`.
+    /// `namespace` where this machine allows it; else `docker`, where the image is none of this machine's own (`host`). Never
+    /// `ast-only`.
     Auto,
     /// This backend and, but for `fallback`, no other.
     Only(Backend),
@@ -132,6 +136,35 @@ pub struct Limits {
     pub result: u64,
     /// All artifacts together.
     pub artifacts: u64,
+}
+
+impl Config {
+    /// Why `fallback` and `fallback_on` do not go together with the other keys, which are each valid alone; `origin` says
+    /// where the image was named.
+    pub(crate) fn conflict(&self, origin: &str) -> Option<String> {
+        if self.fallback.contains(&Backend::Docker) && self.image == "host" {
+            return Some(format!(
+                "`docker` cannot take over from `image: host` ({origin}), whose Python and libraries are not in \
+                 `docker.image`; name an image that both can run, or leave `docker` out",
+            ));
+        }
+        if self.fallback.contains(&Backend::Direct) {
+            return Some("`direct` has no isolation and is chosen by `enabled: false` alone".to_owned());
+        }
+        if let Some(verdict) = self.fallback_on.iter().find(|verdict| !MAY_FALL_BACK.contains(verdict)) {
+            let verdict = render::word(verdict);
+            return Some(format!("`{verdict}` is the script's own, so no other backend may run it again"));
+        }
+        match self.backend {
+            BackendChoice::Only(backend) if self.fallback.contains(&backend) => {
+                Some("the backend itself is in the list of those that take over from it; leave it out".to_owned())
+            }
+            BackendChoice::Auto if self.fallback.contains(&Backend::Namespace) => {
+                Some("`namespace` is what `backend: auto` tries anyway; leave it out".to_owned())
+            }
+            _ => None,
+        }
+    }
 }
 
 // Written out, not parsed from `DEFAULT_YAML`: a cold run resolves its configuration in microseconds. A test holds both equal.

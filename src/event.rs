@@ -57,6 +57,14 @@ pub enum EventType {
     NamespaceExecutionSuccess,
     /// A run in namespaces did not.
     NamespaceExecutionFailed,
+    /// A run of the `ast-only` backend ended well.
+    AstOnlyExecutionSuccess,
+    /// A run of it did not.
+    AstOnlyExecutionFailed,
+    /// A run without isolation (`enabled: false`) ended well.
+    DirectExecutionSuccess,
+    /// A run without isolation did not.
+    DirectExecutionFailed,
     /// The check refused a script.
     CheckRejected,
     /// A limit ended a run.
@@ -82,6 +90,8 @@ impl EventType {
             Self::SandboxModeDisabled
             | Self::DockerExecutionFailed
             | Self::NamespaceExecutionFailed
+            | Self::AstOnlyExecutionFailed
+            | Self::DirectExecutionFailed
             | Self::FallbackToDirect
             | Self::CheckRejected
             | Self::LimitExceeded

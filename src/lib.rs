@@ -29,6 +29,7 @@ pub mod batch;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod docker;
 pub mod doctor;
 pub mod event;
 pub mod image;
@@ -38,3 +39,5 @@ pub mod router;
 pub mod sandbox;
 pub mod stats;
 mod sys;
+
+pub use router::Router;

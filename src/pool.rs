@@ -5,7 +5,8 @@
 //! run is said in [`Outcome::ended`]: `answered`, where the script's good end was taken from its answer and the kernel's
 //! counters, before its process was gone.
 //!
-//! A run with inputs, artifacts or a standard input has a slot made for it, by a fork at that moment.
+//! A run with artifacts or a standard input has a slot made for it, by a fork at that moment. So has the first run with other
+//! inputs than the one before; from the second on, slots are made ahead with these inputs.
 
 mod builder;
 mod keeper;
@@ -22,7 +23,7 @@ pub use submit::Handle;
 
 use crate::config::Config;
 use crate::outcome::{Outcome, Verdict};
-use crate::sandbox::slot::{Order, Slot};
+use crate::sandbox::slot::{Inputs, Order, Slot};
 use crate::sandbox::zygote::Zygote;
 use crate::sandbox::{self, Cancel, Sandbox, Script, Watch};
 
@@ -88,6 +89,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     zygote: Option<Current>,
+    /// Why the last zygote ended by itself, if it said so.
+    last_word: Option<String>,
     /// Why there is no zygote, once the keeper has given up.
     broken: Option<String>,
     /// Why the last slot could not be made.
@@ -95,12 +98,18 @@ struct State {
     /// Whether the keeper is to start the next zygote.
     rotate: bool,
     slots: VecDeque<Slot>,
+    /// What slots are made ahead with.
+    inputs: Inputs,
+    /// What the last run had, where it had others.
+    wished: Option<Inputs>,
     used: Vec<Slot>,
     /// Slots that are being made, in use, or being ended.
     making: usize,
     running: usize,
     ending: usize,
+    /// Runs that wait for a slot to become ready, and for room to fork one.
     waiting: usize,
+    forking: usize,
     closing: bool,
     counts: Counts,
 }
@@ -133,6 +142,16 @@ impl State {
     /// Slots that take memory and processes, of whatever state.
     fn alive(&self) -> usize {
         self.slots.len() + self.used.len() + self.making + self.running + self.ending
+    }
+
+    /// A run was not served for its inputs. Slots are made with these from the second time in a row on.
+    fn wish(&mut self, inputs: &Inputs) {
+        if self.wished.as_ref() == Some(inputs) {
+            self.inputs.clone_from(inputs);
+            self.used.extend(self.slots.drain(..));
+        } else {
+            self.wished = Some(inputs.clone());
+        }
     }
 
     /// A slot that is ready, of a zygote that has a successor; one at a time, while the others serve.
@@ -208,11 +227,14 @@ impl Shared {
             Err(rejected) => return *rejected,
         };
         let begun = Instant::now();
-        let mut order = order.is_special().then_some(order);
+        let (is_special, inputs) = (order.is_special(), order.inputs.clone());
+        let mut order = is_special.then_some(order);
         for _ in 0..ATTEMPTS {
             let taken = match order.take() {
                 Some(order) => self.fork(order, watch.cancel.as_ref()),
-                None => self.take(watch.cancel.as_ref()),
+                // What a stream has been read of is gone.
+                None if is_special => break,
+                None => self.take(&inputs, watch.cancel.as_ref()),
             };
             let mut taken = match taken {
                 Ok(taken) => taken,
@@ -224,7 +246,7 @@ impl Shared {
             if slot.ask(&task).is_err() {
                 continue;
             }
-            let mut outcome = self.sandbox.watch_slot(slot, &task, watch);
+            let mut outcome = self.sandbox.watch_slot(slot, &task, watch, &|| self.work.notify_one());
             drop(taken);
             outcome.timings.queue_ms = (got - begun).as_secs_f64() * 1e3;
             if outcome.verdict == Verdict::Violation {
@@ -235,15 +257,33 @@ impl Shared {
         *self.unavailable("the slots that were to serve it died before it began")
     }
 
-    /// A slot that is ready, as soon as there is one.
-    fn take(&self, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
+    /// A slot with these inputs that is ready, as soon as there is one.
+    fn take(&self, inputs: &Inputs, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
         let deadline = Instant::now() + self.settings.patience;
         let mut state = self.lock();
         let mut waits = false;
         loop {
+            let forks = if state.inputs == *inputs {
+                state.slots.is_empty()
+                    && self.settings.drained == Drained::Fork
+                    && state.alive() < self.settings.most
+                    && state.zygote.is_some()
+            } else {
+                state.wish(inputs);
+                true
+            };
+            if forks && state.broken.is_none() && !state.closing {
+                if waits {
+                    state.waiting -= 1;
+                }
+                drop(state);
+                self.work.notify_all();
+                return self.fork(Order { inputs: inputs.clone(), ..Order::default() }, cancel);
+            }
             let found = if let Some(slot) = state.slots.pop_front() {
-                if slot.is_alive() {
+                if slot.is_alive() && slot.shows(inputs) {
                     state.running += 1;
+                    state.wished = None;
                     Some(Ok(Taken { shared: self, slot: Some(slot) }))
                 } else {
                     state.used.push(slot);
@@ -254,19 +294,10 @@ impl Shared {
                 Some(Err(self.unavailable(&why)))
             } else if state.closing {
                 Some(Err(self.unavailable("the pool is closing")))
-            } else if !waits && state.waiting >= self.settings.queue {
-                Some(Err(self.unavailable(&format!("{} runs are waiting for the pool already", state.waiting))))
+            } else if !waits && state.waiting + state.forking >= self.settings.queue {
+                Some(Err(self.full_queue(&state)))
             } else if self.settings.drained == Drained::Reject {
                 Some(Err(self.unavailable("no slot of the pool is ready")))
-            } else if self.settings.drained == Drained::Fork
-                && state.alive() < self.settings.most
-                && state.zygote.is_some()
-            {
-                if waits {
-                    state.waiting -= 1;
-                }
-                drop(state);
-                return self.fork(Order::default(), cancel);
             } else if Instant::now() >= deadline {
                 let why = state.refused.as_deref().unwrap_or("too many runs want one");
                 Some(Err(self.unavailable(&format!("no slot of the pool became ready in time: {why}"))))
@@ -279,8 +310,12 @@ impl Shared {
                 if waits {
                     state.waiting -= 1;
                 }
+                // The next one is made when this run is over, or takes long: on a machine of few CPUs it is in the way.
+                let is_last = state.slots.is_empty();
                 drop(state);
-                self.work.notify_one();
+                if is_last {
+                    self.work.notify_one();
+                }
                 return found;
             }
             if !waits {
@@ -296,24 +331,35 @@ impl Shared {
     fn fork(&self, order: Order, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
         let deadline = Instant::now() + self.settings.patience;
         let mut state = self.lock();
-        let zygote = loop {
-            if let Some(why) = state.broken.clone() {
-                return Err(self.unavailable(&why));
+        if state.waiting + state.forking >= self.settings.queue {
+            return Err(self.full_queue(&state));
+        }
+        state.forking += 1;
+        let found = loop {
+            if let Some(why) = &state.broken {
+                break Err(self.unavailable(why));
             }
             if cancel.is_some_and(Cancel::is_cancelled) {
-                return Err(Box::new(self.cancelled()));
+                break Err(Box::new(self.cancelled()));
             }
-            // One that is ready makes room.
-            let has_room = state.alive() - state.slots.len() < self.settings.most;
+            let has_room = state.alive() < self.settings.most;
+            if !has_room && state.used.is_empty() && state.ending == 0 {
+                // One that is ready makes room.
+                let slot = state.slots.pop_back();
+                state.used.extend(slot);
+                self.work.notify_one();
+            }
             match &mut state.zygote {
                 Some(current) if has_room => {
                     current.made += 1;
-                    break Arc::clone(&current.zygote);
+                    break Ok(Arc::clone(&current.zygote));
                 }
-                _ if Instant::now() >= deadline => return Err(self.unavailable("the pool is full")),
+                _ if Instant::now() >= deadline => break Err(self.unavailable("the pool is full")),
                 _ => (state, _) = self.ready.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner),
             }
         };
+        state.forking -= 1;
+        let zygote = found?;
         state.running += 1;
         state.counts.slots += 1;
         state.counts.forked += 1;
@@ -335,6 +381,10 @@ impl Shared {
             state.rotate = true;
             self.succession.notify_one();
         }
+    }
+
+    fn full_queue(&self, state: &State) -> Box<Outcome> {
+        self.unavailable(&format!("{} runs are waiting for the pool already", state.waiting + state.forking))
     }
 
     fn unavailable(&self, why: &str) -> Box<Outcome> {

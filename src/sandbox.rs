@@ -4,17 +4,19 @@
 //! while init carries the plan out, start the guest, watch it, and account for how it ended. A layer that cannot be armed
 //! fails the run: init executes nothing of the guest unless every call of the plan succeeded.
 
-mod account;
+pub(crate) mod account;
 mod artifacts;
+pub(crate) mod ast_only;
 mod caps;
 pub(crate) mod cgroup;
 mod channels;
-mod guest;
+pub(crate) mod direct;
+pub(crate) mod guest;
 pub(crate) mod host;
-mod idmap;
+pub(crate) mod idmap;
 pub(crate) mod knob;
 pub(crate) mod landlock;
-mod line;
+pub(crate) mod line;
 mod measure;
 mod meter;
 mod mounts;
@@ -26,7 +28,7 @@ pub(crate) mod rlimits;
 mod script;
 pub mod seccomp;
 pub(crate) mod slot;
-mod supervise;
+pub(crate) mod supervise;
 pub(crate) mod zygote;
 
 use std::ffi::CStr;
@@ -34,7 +36,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::check::{self, Policy};
 use crate::config::{Config, Limits};
@@ -42,8 +44,8 @@ use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
 use account::Account;
-pub(crate) use account::{chain, failed as failed_run, unavailable};
-use cgroup::Cgroup;
+pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
+use cgroup::{Cgroup, Hierarchy};
 use channels::Channels;
 use host::Host;
 use idmap::HostIds;
@@ -285,6 +287,7 @@ impl Sandbox {
             program: &self.program,
             sink: watch.sink,
             listener: None,
+            long: None,
             line: None,
             evidence: supervise::Evidence::default(),
         };
@@ -301,9 +304,7 @@ impl Sandbox {
         if let Some(mut code) = supervisor.channels.code.take() {
             channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
         }
-        if let Ok(hierarchy) = &self.ground.hierarchy {
-            hierarchy.sweep(&self.ground.owner);
-        }
+        self.ground.sweep();
         supervisor.wait_ready(&plan, setup_deadline)?;
         supervisor.start()?;
         // Read back while the interpreter starts; that all is armed, init has said.
@@ -322,22 +323,19 @@ impl Sandbox {
 
     /// The text that the check lets run, or its report.
     fn checked(&self, source: &[u8], shown: &str, account: &mut Account<'_>) -> Result<Vec<u8>, check::Report> {
-        let policy = self.policy.as_ref().unwrap_or_else(|| Policy::builtin());
-        let begun = Instant::now();
-        let report = check::check(source, shown, policy);
-        account.check = begun.elapsed();
-        let text = report.source().map(|text| text.as_bytes().to_vec());
-        text.ok_or(report)
+        let (text, took) = checked(self.policy.as_ref(), source, shown);
+        account.check = took;
+        text
     }
 
     /// What the guest's process executes; `file` is its script, as it sees it.
     fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
-        let inputs = inputs.iter().map(|(name, _)| name.as_str()).collect();
+        let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
         self.command_for(guest::Task::Script { file, args, inputs })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
-        guest::Command { runner: &self.runner, python: &self.image.python, task }
+        guest::Command { runner: &self.runner, python: &self.image.python, task, on_host: false }
     }
 
     /// The guest's file system, with every source opened.
@@ -353,12 +351,7 @@ impl Sandbox {
     fn inputs(&self, inputs: &[(String, PathBuf)], guest: (u32, u32)) -> Result<Vec<(Bind, bool)>, Error> {
         let mut binds = Vec::with_capacity(inputs.len());
         for (i, (name, path)) in inputs.iter().enumerate() {
-            if !guest::is_input_name(name) {
-                return Err(Error::InputName { name: name.clone() });
-            }
-            if inputs[..i].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Error::InputTwice { name: name.clone() });
-            }
+            check_input_name(inputs, i)?;
             let input = self.input(name, path, guest).map_err(|source| Error::Input {
                 name: name.clone(),
                 path: path.clone(),
@@ -425,10 +418,54 @@ impl Sandbox {
                 landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());
             }
             self.program.plan(&mut plan);
+        } else {
+            // What slots are made with does not get in the way of those that run.
+            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH);
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan
     }
+}
+
+/// Moves this process, which is nsbox's own, into a leaf of its cgroup where runs could have no limits beside it: see
+/// [`Ground::survey`]. Where that fails, so will the sandbox, and it says why.
+pub(crate) fn settle() {
+    if let Ok(owner) = cgroup::Owner::current() {
+        Hierarchy::discover(&owner, true).ok();
+    }
+}
+
+/// The text that a policy (`None` is the built-in one) lets run, or its report; and how long that took.
+pub(crate) fn checked(
+    policy: Option<&Policy>,
+    source: &[u8],
+    shown: &str,
+) -> (Result<Vec<u8>, check::Report>, Duration) {
+    let begun = Instant::now();
+    let report = check::check(source, shown, policy.unwrap_or_else(|| Policy::builtin()));
+    let took = begun.elapsed();
+    let text = report.source().map(|text| text.as_bytes().to_vec());
+    (text.ok_or(report), took)
+}
+
+/// The check's policy that `config` names; `None` is the built-in one.
+pub(crate) fn policy(config: &Config) -> Result<Option<Policy>, check::Error> {
+    match (&config.policy, config.check) {
+        (Some(path), true) => Policy::load(path).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Whether the input at `index` can have its name.
+pub(crate) fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Result<(), Error> {
+    let (name, _) = &inputs[index];
+    if !guest::is_input_name(name) {
+        return Err(Error::InputName { name: name.clone() });
+    }
+    if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
+        return Err(Error::InputTwice { name: name.clone() });
+    }
+    Ok(())
 }
 
 /// What a run needs beside its nest, found by looking at files.
@@ -445,10 +482,7 @@ impl Equipment {
         let image = image::find(&config.image, config.python.as_deref(), &store)?;
         let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
         let program = seccomp::program(&config.seccomp, options)?;
-        let policy = match (&config.policy, config.check) {
-            (Some(path), true) => Some(Policy::load(path)?),
-            _ => None,
-        };
+        let policy = policy(config)?;
         let runner =
             guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
         Ok(Self { image, policy, program, runner })

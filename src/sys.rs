@@ -7,3 +7,4 @@ pub(crate) mod mount;
 pub(crate) mod notify;
 #[expect(dead_code, reason = "some of it is for init alone")]
 pub(crate) mod program;
+pub(crate) mod sched;

@@ -11,7 +11,8 @@ The first code of the guest: trusted, but inside the wall, so nothing it says is
     path=DIR            one more folder of modules (repeated)
     prefix=DIR          `sys.prefix` of a virtual environment
     seed=N              seeds `random` and `numpy.random`
-    input=NAME          a file or folder at /input/NAME (repeated)
+    input=NAME          a file or folder at /input/NAME (repeated); NAME=PATH, where there is no sandbox
+    network=yes         there is no sandbox, so a network
 
 With zygote=FD it runs no script itself: see zygote.py, which has the further keys.
 
@@ -47,22 +48,31 @@ def parse(arguments):
 
 
 LOADED = {}
+# The guest's own modules where they are no files: see container.py.
+TEXTS = {}
 
 
 def load(name):
     """Loads another of the guest's own modules, without giving scripts a way to import it."""
     if name in LOADED:
         return LOADED[name]
-    stem = f"{HOME}/{name}"
-    try:
-        with _io.open(f"{stem}.{sys.implementation.cache_tag}.pyc", "rb") as file:
-            code = marshal.loads(file.read()[16:])
-    except FileNotFoundError:
-        with _io.open(f"{stem}.py", "rb") as file:
-            code = compile(file.read(), f"{stem}.py", "exec", dont_inherit=True)
+    if name in TEXTS:
+        code = compile(TEXTS[name], f"{name}.py", "exec", dont_inherit=True)
+    else:
+        code = read_code(f"{HOME}/{name}")
     LOADED[name] = module = type(sys)(name)
     exec(code, module.__dict__)
     return module
+
+
+def read_code(stem):
+    """A module's code object, compiled before or now."""
+    try:
+        with _io.open(f"{stem}.{sys.implementation.cache_tag}.pyc", "rb") as file:
+            return marshal.loads(file.read()[16:])
+    except FileNotFoundError:
+        with _io.open(f"{stem}.py", "rb") as file:
+            return compile(file.read(), f"{stem}.py", "exec", dont_inherit=True)
 
 
 # Import hooks: work on a module the moment it is imported, at no cost where it is not.
@@ -192,20 +202,22 @@ def new_main(file, inputs):
         __loader__=_frozen_importlib_external.SourceFileLoader("__main__", file),
     )
     if inputs:
-        main.inputs = {name: f"/input/{name}" for name in inputs}
+        pairs = [name.partition("=") for name in inputs]
+        main.inputs = {name: path or f"/input/{name}" for name, _, path in pairs}
     sys.modules["__main__"] = main
     return main
 
 
-def hook_imports(seed):
-    """Arms what waits for an import, whatever the script: seeds and the network hint."""
+def hook_imports(seed, network=False):
+    """Arms what waits for an import, whatever the script: seeds and, without a network, the hint."""
     hooks = Hooks()
 
     def explain_network(module):
         load("network_hint").install(module)
 
-    hooks.add("socket", explain_network)
-    hooks.add("curl_cffi.curl", explain_network)
+    if not network:
+        hooks.add("socket", explain_network)
+        hooks.add("curl_cffi.curl", explain_network)
     if seed is not None:
         for name, hook in seed_with(seed).items():
             hooks.add(name, hook)
@@ -385,9 +397,10 @@ def holds_open_files(known):
     return False
 
 
-def finish(error, code, main):
+def finish(error, code, main, last=True):
     """What CPython does once a script has ended; returns the exit code."""
-    run_exit_handlers()
+    if last:
+        run_exit_handlers()
     if _thread._count() == 0:
         # A daemon thread would see its globals vanish.
         release(main.__dict__)
@@ -415,12 +428,13 @@ def leave(code, known):
 class Ended:
     """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
 
-    def __init__(self, hooks, file, data, arguments, inputs, limit, begin):
-        """Runs it. `begin` is called right before its first line."""
+    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True):
+        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process."""
         text = data.decode("utf-8").removeprefix("\ufeff")
         write_script(file, data)
         sys.argv[:] = [file, *arguments]
         sys.orig_argv[:] = [sys.executable, *sys.argv]
+        self.last = last
         self.main = main = new_main(file, inputs)
         keep_source(hooks, file, text)
         process = posix.getpid()
@@ -430,7 +444,9 @@ class Ended:
         failure = None
         if error is not None and not isinstance(error, SystemExit):
             failure = report(error, file, data)
-        join_threads()
+        if last:
+            # To Python this is the end: no thread pool takes work afterwards.
+            join_threads()
         self.document = b""
         # A child that the script forked also comes by here: the document is its parent's.
         self.is_child = posix.getpid() != process
@@ -449,7 +465,7 @@ class Ended:
             self.code = self.code or 1
 
     def finish(self):
-        self.code = finish(self.error, self.code, self.main)
+        self.code = finish(self.error, self.code, self.main, self.last)
 
 
 def main():
@@ -461,7 +477,7 @@ def main():
     data = read_all(int(single["code"]))
     posix.close(int(single["code"]))
     prepare_interpreter(file.rpartition("/")[0] or "/", single, repeated)
-    hooks = hook_imports(int(single["seed"]) if "seed" in single else None)
+    hooks = hook_imports(int(single["seed"]) if "seed" in single else None, "network" in single)
     posix.set_inheritable(result_fd, False)
 
     def begin():

@@ -33,6 +33,8 @@ MESSAGE = 16384
 # The longest document that goes into an answer; the same number is in src/sandbox/slot.rs.
 INLINE = 65536
 NAME = "/work/warm_up.py"
+# Bytes of a huge page.
+HUGE = 1 << 21
 
 
 def main(runner, single, repeated):
@@ -47,6 +49,7 @@ def main(runner, single, repeated):
             __import__(module)
         except BaseException as error:
             refuse(control, f"import {module}", error)
+    forget(b"JE_ARROW_MALLOC_CONF")
     script = None
     if "warm_up" in single:
         script = runner.read_all(int(single["warm_up"]))
@@ -54,17 +57,19 @@ def main(runner, single, repeated):
         ended = warm_up(runner, hooks, script)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
-    if threads := len(posix.listdir("/proc/self/task")) - 1:
-        refuse(control, "be alone", RuntimeError(f"{threads} threads were started by the imports or the warm-up"))
+    check_threads(control)
     seed = int(single["seed"]) if "seed" in single else None
     limit = int(single["result_limit"])
     # What is here lives as long as the process: no collection looks at it again, and so none copies its pages.
     gc.collect()
     gc.freeze()
+    collapse(native)
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     posix.write(control, b"ready")
     while native.next():
+        # The kernel refuses one from here until `forked` has taken the pid namespace back.
+        check_threads(control)
         try:
             pid = posix.fork()
         except OSError as error:
@@ -77,10 +82,36 @@ def main(runner, single, repeated):
     posix._exit(0)
 
 
+def forget(name):
+    """Takes a variable out of the environment that was for the imports alone."""
+    posix.environ.pop(name, None)
+    posix.unsetenv(name)
+    if "os" in sys.modules:
+        sys.modules["os"].environb.pop(name, None)
+
+
+def check_threads(control):
+    """A fork of a process with threads has the locks that those held, and nobody to release them."""
+    if more := len(posix.listdir("/proc/self/task")) - 1:
+        refuse(control, "fork", RuntimeError(f"it has {more} more thread{'s' * (more > 1)}: preload or warm_up starts them"))
+
+
 def load_native(runner):
     """The extension module; scripts have no way to import it."""
     spec = type(sys.implementation)(name="_nsbox", origin=f"{runner.HOME}/_nsbox.so")
     return _imp.create_dynamic(spec)
+
+
+def collapse(native):
+    """Puts what is there into huge pages, of which a fork copies one entry where it would copy 512."""
+    with open("/proc/self/maps", "rb") as maps:
+        lines = [line.split() for line in maps]
+    for line in lines:
+        # Private, writable, of no file.
+        if line[1] == b"rw-p" and line[4] == b"0":
+            begin, end = (int(address, 16) for address in line[0].split(b"-"))
+            for page in range(-(-begin // HUGE) * HUGE, end - HUGE + 1, HUGE):
+                native.collapse(page)
 
 
 def refuse(control, what, error):
@@ -91,22 +122,29 @@ def refuse(control, what, error):
 
 
 def warm_up(runner, hooks, script):
-    """Runs the warm-up script the way a request's runs, its collection included."""
-    ended = runner.Ended(hooks, NAME, script, [], [], 1 << 24, bool)
-    runner.release(ended.main.__dict__)
+    """Runs the warm-up script as a request's is run, from the message to the answer, so that all of it has been done before."""
+    request = [b"a", script, NAME.encode(), b"0"]
+    message = b"".join(len(text).to_bytes(4, "little") + text for text in request)
+    nonce, texts = unpack(bytes(16) + (20 + len(message)).to_bytes(4, "little") + message)
+    ended = execute(runner, hooks, texts, 1 << 24, False)
+    ended.finish()
+    nowhere = posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC)
+    answer(runner, nowhere, nonce, ended.document)
+    posix.close(nowhere)
     posix.unlink(NAME)
     if "linecache" in sys.modules:
         sys.modules["linecache"].cache.pop(NAME, None)
     return ended
 
 
-def reseed(runner, seed):
+def reseed(runner, hooks, seed):
     """No two slots draw the same numbers, unless they are told to."""
     modules = sys.modules
     if seed is not None:
         for name, hook in runner.seed_with(seed).items():
-            if name in modules:
-                hook(modules[name])
+            hooks.add(name, hook)
+        if hooks.waiting and hooks not in sys.meta_path:
+            sys.meta_path.insert(0, hooks)
         return
     # `random` seeds itself after a fork; the warm-up has drawn from that.
     if "numpy.random" in modules:
@@ -122,21 +160,18 @@ def serve(runner, hooks, script, seed, limit):
     if posix.read(REQUEST, 1) == b"w" and script is not None:
         warm_up(runner, hooks, script)
         sys.modules["__main__"] = main
-    reseed(runner, seed)
+    reseed(runner, hooks, seed)
     posix.write(REQUEST, b"r")
     nonce, texts = receive()
     if nonce is None:
         posix._exit(0)
-    mode, source, file, count, *rest = texts
-    rest = [text.decode("utf-8", "surrogateescape") for text in rest]
-    count = int(count)
-    ended = runner.Ended(hooks, file.decode(), source, rest[:count], rest[count:], limit, bool)
+    ended = execute(runner, hooks, texts, limit, True)
     if ended.is_child:
         ended.finish()
         runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
-    if ended.code == 0 and mode == b"a":
+    if ended.code == 0 and texts[0] == b"a":
         ended.finish()
-        if ended.code == 0 and answer(runner, nonce, ended.document):
+        if ended.code == 0 and answer(runner, REQUEST, nonce, ended.document):
             # Killed here, mostly. Where the supervisor wants to see the process end by itself, it hangs up.
             posix.read(REQUEST, 1)
         ended.hand_back(RESULT)
@@ -146,30 +181,43 @@ def serve(runner, hooks, script, seed, limit):
     runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
 
 
+def execute(runner, hooks, texts, limit, last):
+    """Runs the script of a request; `last` as in runner.Ended."""
+    _, source, file, count, *rest = texts
+    rest = [text.decode("utf-8", "surrogateescape") for text in rest]
+    count = int(count)
+    return runner.Ended(hooks, file.decode(), source, rest[:count], rest[count:], limit, bool, last)
+
+
 def receive():
-    """The nonce and the texts of the request."""
+    """The nonce and the texts of the request; None where there will be none."""
     data = posix.read(REQUEST, MESSAGE)
     if len(data) < 20:
         return None, None
     total = int.from_bytes(data[16:20], "little")
     while len(data) < total:
         data += posix.read(REQUEST, MESSAGE)
+    return unpack(data)
+
+
+def unpack(data):
+    """The nonce and the texts of a whole message."""
     texts, at = [], 20
-    while at < total:
+    while at < len(data):
         length = int.from_bytes(data[at : at + 4], "little")
         texts.append(data[at + 4 : at + 4 + length])
         at += 4 + length
     return data[:16], texts
 
 
-def answer(runner, nonce, document):
+def answer(runner, line, nonce, document):
     """Answers; False where the supervisor does not listen any more."""
     try:
         if len(document) <= INLINE:
-            posix.write(REQUEST, nonce + b"i" + document)
+            posix.write(line, nonce + b"i" + document)
         else:
             runner.write_all(RESULT, document)
-            posix.write(REQUEST, nonce + b"m")
+            posix.write(line, nonce + b"m")
     except OSError:
         return False
     return True

@@ -1,6 +1,7 @@
 //! `nsbox loop`.
 
 use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use super::{Failure, complain, event_log, run, stats};
 use crate::batch::{Batch, Record, Results, Row, Table, strategies};
 use crate::outcome::{Timings, Verdict};
 use crate::router::Router;
-use crate::sandbox::Cancel;
+use crate::sandbox::{Cancel, settle};
 use crate::stats::{Statistics, word};
 
 /// Runs strategies one after the other, with a record of each and statistics at the end
@@ -62,6 +63,9 @@ const AFTER_HELP: &str = "\
 Iteration K, counted from 0, runs strategy K modulo their number: 20 iterations over 7 strategies go through the list
 twice, and through its first six a third time. What --output names has a folder for each iteration.
 
+Runs on namespaces share a warm pool: interpreters that have imported what --preload names (pandas and numpy) before a run
+comes. --fresh gives each run an interpreter of its own.
+
 A record is in the results as soon as its run has ended, and on disk within a second. Ctrl-C ends the runs under way; their
 records say cancelled, and --resume runs them again, as it does what a killed loop had not recorded.
 
@@ -71,6 +75,7 @@ Exit status: 0 when every iteration ended with verdict ok, 1 when some did not, 
 Examples:
   nsbox loop strategies/
   nsbox loop strategies/ --iterations 20 --jobs 4 --input prices=GOOG.csv
+  nsbox loop strategies/ --preload pandas,numpy,scipy --backend docker --fallback namespace
   nsbox loop strategies/ --results results.jsonl --resume --csv best.csv --rank metrics.sharpe_ratio";
 
 /// Exit status of a loop that did not come to its end.
@@ -94,11 +99,16 @@ pub(super) fn main(args: &Args) -> Result<u8, Failure> {
     }
     .map_err(usage)?;
 
+    let (alerts, log) = (config.alerts, event_log(&config));
+    let done: HashSet<u64> = rows.iter().map(|row| row.iteration).collect();
+    let pending = (0..batch.len()).filter(|iteration| !done.contains(iteration)).count();
     let cancel = Cancel::new()?;
     run::end_by_signal(&cancel)?;
-    let (alerts, log) = (config.alerts, event_log(&config));
-    let router = Router::new(config, log);
-    let done: HashSet<u64> = rows.iter().map(|row| row.iteration).collect();
+    settle();
+    let router = Router::new(config, log).jobs(jobs.min(pending));
+    if pending > 0 {
+        router.prepare().map_err(|error| Failure::usage(&error))?;
+    }
     let mut display = Display::new(batch.len(), &rows, args.quiet);
     let give = |script, iteration| args.given.give_iteration(script, &inputs, iteration);
     let ran = batch.run(&router, &done, &cancel, give, |record| {
@@ -202,11 +212,15 @@ impl Display {
     }
 }
 
-/// A record in one line.
+/// A record in one line, which warns of a fallback.
 fn describe(Record { iteration, strategy, outcome }: &Record) -> String {
     let Timings { check_ms, queue_ms, setup_ms, run_ms, teardown_ms } = outcome.timings;
     let ms = check_ms + queue_ms + setup_ms + run_ms + teardown_ms;
     let mut line = format!("#{iteration} {strategy}: {} in {ms:.0} ms", word(&outcome.verdict));
+    if let (Some(attempt), Some(backend)) = (outcome.attempts.last(), &outcome.backend) {
+        let (left, verdict) = (word(&attempt.backend), word(&attempt.verdict));
+        write!(line, ", on {} after {left} ({verdict})", word(backend)).unwrap_or_default();
+    }
     if outcome.verdict != Verdict::Ok {
         let why = outcome.message.lines().next().unwrap_or_default();
         line.push_str(": ");

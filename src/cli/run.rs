@@ -9,7 +9,7 @@ use clap::Parser;
 use super::terminal::Output;
 use super::{Failure, complain, event_log};
 use crate::config::{Resolved, Resolver};
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{Attempt, Backend, Outcome, Verdict};
 use crate::router::Router;
 use crate::sandbox::{Cancel, Script, Stdin, Stream, Watch};
 use crate::stats::word;
@@ -75,10 +75,10 @@ pub(super) struct Options {
     /// default, strict, or the path of a profile in the OCI format [key: seccomp]
     #[arg(long, value_name = "PROFILE")]
     seccomp: Option<String>,
-    /// Starts a new interpreter for this run [key: warm]
+    /// Starts a new interpreter for each run [key: warm]
     #[arg(long, conflicts_with = "warm")]
     fresh: bool,
-    /// Lets an interpreter that has imported the preload list serve this run [key: warm]
+    /// Lets an interpreter that has imported the preload list serve the runs, as a loop does [key: warm]
     #[arg(long)]
     warm: bool,
     /// Modules that a warm interpreter has imported, separated by commas [key: preload]
@@ -244,7 +244,10 @@ pub(super) fn main(args: Args) -> Result<u8, Failure> {
         }
     };
     let watch = Watch { sink: Some(&mut sink), cancel: Some(cancel) };
-    let outcome = Router::new(resolved.config, log).run(script, watch);
+    let router = Router::new(resolved.config, log);
+    // A pool is worth its start where many runs share it.
+    let router = if args.options.warm { router.jobs(1) } else { router.once() };
+    let outcome = router.run(script, watch);
     if let Some(output) = output {
         output.finish();
     }
@@ -302,10 +305,15 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
     } else if verbose && !outcome.message.is_empty() {
         complain(&outcome.message);
     }
-    if outcome.degraded {
+    if outcome.backend == Some(Backend::Direct) {
+        complain("warning: the script ran without any isolation (enabled: false)");
+    } else if outcome.degraded {
         complain(
             "warning: the run was degraded: a required layer or limit was replaced by something weaker (--json names it)",
         );
+    }
+    for Attempt { backend, verdict, why } in &outcome.attempts {
+        complain(&format!("warning: {} was left for another backend ({}): {why}", word(backend), word(verdict)));
     }
     for violation in &outcome.violations {
         if verbose || !tells_itself {

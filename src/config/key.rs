@@ -8,8 +8,8 @@ use serde_json::{Value as Json, json};
 
 use super::render::word;
 use super::unit::{duration_text, size_text};
-use super::{BackendChoice, Config, MOST_LOGS_KEPT};
-use crate::outcome::{Backend, Verdict};
+use super::{BackendChoice, Config, MAY_FALL_BACK, MOST_LOGS_KEPT};
+use crate::outcome::Backend;
 
 mod input;
 
@@ -60,9 +60,6 @@ pub(super) const FALLBACK_TO_DIRECT: &str = "fallback_to_direct";
 
 /// The sections that keys stand in, as prefixes of their paths.
 pub(super) const SECTIONS: [&str; 3] = ["limits.", "docker.", "alerts."];
-
-/// The verdicts that may fall back at all: those of a run that never began, or whose end is not the script's own.
-const MAY_FALL_BACK: [Verdict; 3] = [Verdict::Unavailable, Verdict::Timeout, Verdict::Lost];
 
 /// The backends that a run may be given, but for `direct`, which `enabled: false` alone chooses.
 const BACKENDS: [Backend; 3] = [Backend::Namespace, Backend::Docker, Backend::AstOnly];

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::Config;
 use super::error::Error;
 use super::file;
 use super::key::{FALLBACK_TO_DIRECT, Input, KEYS, Raw, find};
-use super::{BackendChoice, Config};
-use crate::outcome::{Backend, Verdict};
+use crate::outcome::Verdict;
 
 /// The variable that names the configuration file where no flag does.
 const FILE_VARIABLE: &str = "NSBOX_CONFIG";
@@ -216,23 +216,9 @@ impl Resolved {
 
     /// Refuses what is valid alone but not together.
     fn judge(&self) -> Result<(), Error> {
-        let config = &self.config;
-        let conflict = |reason: String| Err(Error::Conflict { at: self.origin("fallback"), key: "fallback", reason });
-        if config.fallback.contains(&Backend::Docker) && config.image == "host" {
-            let origin = self.origin("image");
-            return conflict(format!(
-                "`docker` cannot take over from `image: host` ({origin}), whose Python and libraries are not in \
-                 `docker.image`; name an image that both can run, or leave `docker` out",
-            ));
-        }
-        match config.backend {
-            BackendChoice::Only(backend) if config.fallback.contains(&backend) => {
-                conflict("the backend itself is in the list of those that take over from it; leave it out".to_owned())
-            }
-            BackendChoice::Auto if config.fallback.contains(&Backend::Namespace) => {
-                conflict("`namespace` is what `backend: auto` tries anyway; leave it out".to_owned())
-            }
-            _ => Ok(()),
+        match self.config.conflict(&self.origin("image").to_string()) {
+            Some(reason) => Err(Error::Conflict { at: self.origin("fallback"), key: "fallback", reason }),
+            None => Ok(()),
         }
     }
 }

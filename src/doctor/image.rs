@@ -1,8 +1,6 @@
 //! The store, the image with its Python, and Docker's engine.
 
-use std::env;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
@@ -77,44 +75,14 @@ fn image_layer(image: &Image, tried: &str) -> Layer {
 /// Docker's engine; only the `docker` backend needs it.
 pub(super) fn docker() -> Layer {
     let tried = "connecting to its socket";
-    let sockets = sockets(|name| env::var_os(name).and_then(|value| value.into_string().ok()));
-    let mut failures = Vec::new();
-    for socket in &sockets {
-        match UnixStream::connect(socket) {
-            Ok(_) => return Layer::allowed("docker", tried, socket.display().to_string()).optional(),
-            Err(error) => failures.push(format!("{}: {error}", socket.display())),
-        }
-    }
-    let found = if failures.is_empty() { "DOCKER_HOST names no local socket".to_owned() } else { failures.join("; ") };
+    let found = match crate::docker::find_socket() {
+        Ok(socket) => return Layer::allowed("docker", tried, socket.display().to_string()).optional(),
+        Err(error) => error.to_string(),
+    };
     let knobs = vec![
         "none needed by the namespace backend; for backend: docker, start Docker's engine and let this user connect \
          (usermod -aG docker USER, which is as good as root)"
             .to_owned(),
     ];
     Layer::refused("docker", tried, found, knobs).optional()
-}
-
-/// The sockets to try: that of DOCKER_HOST alone, else the system's and the user's own.
-fn sockets(variable: impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
-    if let Some(host) = variable("DOCKER_HOST") {
-        return host.strip_prefix("unix://").map(PathBuf::from).into_iter().collect();
-    }
-    let own = variable("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join("docker.sock"));
-    std::iter::once(PathBuf::from("/var/run/docker.sock")).chain(own).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn docker_host_is_the_one_socket_where_it_is_set() {
-        let from = |pairs: &'static [(&str, &str)]| {
-            sockets(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
-        };
-        assert_eq!(from(&[("DOCKER_HOST", "unix:///d.sock"), ("XDG_RUNTIME_DIR", "/r")]), [Path::new("/d.sock")]);
-        assert!(from(&[("DOCKER_HOST", "tcp://10.0.0.1:2375")]).is_empty());
-        let both = [Path::new("/var/run/docker.sock"), Path::new("/r/docker.sock")];
-        assert_eq!(from(&[("XDG_RUNTIME_DIR", "/r")]), both);
-    }
 }

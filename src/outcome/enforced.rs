@@ -93,6 +93,16 @@ pub struct Cgroup {
 }
 
 impl Enforced {
+    /// Turns every layer into one that is missing.
+    pub(crate) fn miss_all(&mut self, why: &str) {
+        let Self { namespaces, user_map, root, capabilities, no_new_privs, seccomp, landlock, .. } = self;
+        let Self { cgroup: Cgroup { memory, pids, cpu, .. }, rlimits, memfd_noexec, .. } = self;
+        let walls = [namespaces, user_map, root, capabilities, no_new_privs, seccomp, landlock, memfd_noexec];
+        for layer in walls.into_iter().chain([memory, pids, cpu, rlimits]) {
+            *layer = Layer::missing(layer.configured.take().unwrap_or_default(), why);
+        }
+    }
+
     /// Whether a run with these layers was weaker than promised: a required layer is not in force, or a limit that was asked
     /// for is missing. Landlock and `vm.memfd_noexec` are best effort and do not count.
     #[must_use]

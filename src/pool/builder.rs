@@ -53,7 +53,8 @@ impl Builder {
             drained: Drained::default(),
             rotate_after: 10_000,
             suspicion: Duration::from_secs(60),
-            makers: cores,
+            // Half of the time that a slot takes is waiting.
+            makers: 2 * cores,
         }
     }
 

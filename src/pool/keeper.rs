@@ -75,16 +75,20 @@ impl Shared {
         });
         drop(state);
         self.work.notify_all();
+        let witness = Arc::downgrade(&zygote);
         born.send(Ok(zygote)).ok();
         wait(&end);
+        // Whoever lets go of it may have ended it.
+        let last_word = witness.upgrade().and_then(|zygote| zygote.last_word());
         let mut state = self.lock();
         if state.zygote.as_ref().is_some_and(|current| current.generation == generation) {
             state.counts.crashes += 1;
-            state.zygote = None;
-            let (alive, dead): (Vec<_>, Vec<_>) = state.slots.drain(..).partition(Slot::is_alive);
+            state.last_word = last_word.map(|error| sandbox::chain(&error));
+            let dead = state.zygote.take();
+            let (alive, dead_slots): (Vec<_>, Vec<_>) = state.slots.drain(..).partition(Slot::is_alive);
             state.slots = alive.into();
-            state.used.extend(dead);
-            drop(state);
+            state.used.extend(dead_slots);
+            drop((state, dead));
             self.work.notify_all();
             self.succession.notify_one();
         }
@@ -101,15 +105,23 @@ impl Shared {
                 break;
             }
             let died = state.zygote.is_none();
+            let last_word = state.last_word.take();
             if !died && !state.rotate {
                 state = self.succession.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             state.rotate = false;
             drop(state);
-            failures = if begun.elapsed() > GOOD_AGE || !died { 0 } else { failures + 1 };
+            failures = match &last_word {
+                _ if !died => 0,
+                // It knows why it cannot go on, and the next one will find the same.
+                Some(_) => failures + 2,
+                None if begun.elapsed() > GOOD_AGE => 0,
+                None => failures + 1,
+            };
             begun = Instant::now();
-            let hatched = if failures <= MOST_FAILURES { hatch(self).map(|(_, thread)| thread) } else { break_off() };
+            let hatched =
+                if failures <= MOST_FAILURES { hatch(self).map(|(_, thread)| thread) } else { break_off(last_word) };
             state = self.lock();
             match hatched {
                 Ok(thread) => threads.push(thread),
@@ -131,8 +143,12 @@ impl Shared {
     }
 }
 
-fn break_off() -> Result<JoinHandle<()>, Error> {
-    let why = format!("the pool's interpreter died {MOST_FAILURES} times within seconds of its start");
+fn break_off(last_word: Option<String>) -> Result<JoinHandle<()>, Error> {
+    let mut why = "the pool's interpreter died again and again, soon after its start".to_owned();
+    if let Some(last_word) = last_word {
+        why.push_str(": ");
+        why.push_str(&last_word);
+    }
     Err(Error::Start(sandbox::Error::Unsupported(why)))
 }
 

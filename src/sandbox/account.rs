@@ -93,6 +93,23 @@ impl<'a> Account<'a> {
         };
     }
 
+    /// Notes these layers.
+    pub(crate) fn note(&mut self, enforced: Enforced) {
+        self.enforced = enforced;
+    }
+
+    /// The layers that each process has by itself; the others are not asked.
+    pub(crate) fn layers_of_processes(&self) -> Enforced {
+        let no_new_privs = Layer::applied("set");
+        Enforced { no_new_privs, rlimits: rlimit_layer(&self.rlimits), ..Enforced::default() }
+    }
+
+    /// Notes that none of the layers is there.
+    pub(crate) fn unarmed(&mut self, why: &str) {
+        self.armed(None);
+        self.enforced.miss_all(why);
+    }
+
     fn cgroup_layers(&self, cgroup: Option<&cgroup::Cgroup>) -> record::Cgroup {
         let Limits { memory, pids, cpus, .. } = self.sandbox.config.limits;
         let asked = [size_text(memory), pids.to_string(), cpus.to_string()];
@@ -107,8 +124,7 @@ impl<'a> Account<'a> {
                 })
             }
             None => {
-                let why =
-                    self.sandbox.ground.hierarchy.as_ref().err().map_or("the cgroup could not be made", String::as_str);
+                let why = self.sandbox.ground.why_no_cgroup();
                 let weaker =
                     ["measured by the supervisor every 20 ms", "RLIMIT_NPROC in the sandbox's user namespace", ""];
                 let mut weaker = weaker.into_iter();
@@ -123,68 +139,25 @@ impl<'a> Account<'a> {
 
     /// The check refused the source; nothing ran.
     pub(crate) fn rejected(self, report: &Report) -> Outcome {
-        let mut outcome = Outcome::new(self.id, Verdict::Rejected);
-        outcome.image = Some(image_name(self.sandbox));
-        outcome.message = render_text(std::slice::from_ref(report)).trim_end().to_owned();
-        outcome.timings.check_ms = milliseconds(self.check);
-        outcome
+        rejected(self.id, &image_name(self.sandbox), self.check, report)
     }
 
     /// The run is over and nothing of it is left.
     pub(crate) fn close(self, evidence: Evidence, counters: Option<Counters>, folder: Option<&Path>) -> Outcome {
-        let Evidence {
-            end, kill, stdout, stderr, violations, started, ended, measured, answer, result, output, ..
-        } = evidence;
-        let answered = answer.is_some();
-        // An answer says that the script ended with status 0.
-        let end = if answered { Some(End::Exited(0)) } else { end };
-        let config = &self.sandbox.config;
+        let (started, ended) = (evidence.started, evidence.ended);
+        let measured = evidence.measured.as_ref().map(|m| (m.memory, m.processes, m.cpu));
         let oom = counters.is_some_and(|counters| counters.oom_kills > 0);
-        let verdict = verdict(end, kill.as_ref(), oom, started.is_some());
-        let mut outcome = Outcome::new(self.id, verdict);
-        outcome.backend = Some(Backend::Namespace);
+        let config = &self.sandbox.config;
+        let mut outcome =
+            settle(Outcome::new(self.id, Verdict::Lost), Backend::Namespace, config, evidence, oom, folder);
         outcome.image = Some(image_name(self.sandbox));
         outcome.degraded = self.enforced.degraded();
         outcome.enforced = self.enforced;
-        match end {
-            Some(End::Exited(code)) => outcome.exit_code = Some(code),
-            Some(End::Signalled(signal)) => outcome.signal = Some(signal),
-            None => {}
-        }
-        outcome.ended = match (verdict, end) {
-            (Verdict::Lost, _) => Ended::Lost,
-            _ if answered => Ended::Answered,
-            (_, Some(End::Exited(_))) => Ended::Exited,
-            _ => Ended::Killed,
-        };
-        (outcome.stdout, outcome.stdout_truncated) = (stdout.bytes, stdout.truncated);
-        (outcome.stderr, outcome.stderr_truncated) = (stderr.bytes, stderr.truncated);
-        outcome.violations = violations
-            .into_iter()
-            .map(|(nr, count)| Violation { syscall: seccomp::syscall_name(nr.into()).into_owned(), count })
-            .collect();
-        explain(&mut outcome, config, kill.as_ref());
-        for (stream, truncated) in [("stdout", outcome.stdout_truncated), ("stderr", outcome.stderr_truncated)] {
-            if truncated && verdict != Verdict::OutputLimit {
-                outcome.say(&format!("{stream} was cut at {} (--output-limit)", size_text(config.limits.output)));
-            }
-        }
-        if matches!(verdict, Verdict::Ok | Verdict::Error) {
-            let limit = config.limits.result;
-            let document = answer.map_or_else(
-                || result.map(|file| read_document(&file, limit)).transpose(),
-                |document| Ok(Some(document)),
-            );
-            take_result(&mut outcome, document, limit);
-        }
-        if let (Some(output), Some(folder)) = (output, folder) {
-            take_artifacts(&mut outcome, output, folder, config.limits.artifacts);
-        }
 
         let since = |from: Option<Instant>, to: Option<Instant>| {
             milliseconds(to.zip(from).map_or(Duration::ZERO, |(to, from)| to.saturating_duration_since(from)))
         };
-        outcome.usage = usage(counters, measured.map(|m| (m.memory, m.processes, m.cpu)), since(started, ended));
+        outcome.usage = usage(counters, measured, since(started, ended));
         outcome.timings = Timings {
             check_ms: milliseconds(self.check),
             queue_ms: 0.0,
@@ -194,6 +167,68 @@ impl<'a> Account<'a> {
         };
         outcome
     }
+}
+
+/// Decides how a run that is over ended, and fills in what it left: the verdict, the output, the values, the artifacts. `oom`:
+/// whether the kernel killed for want of memory.
+pub(crate) fn settle(
+    mut outcome: Outcome,
+    backend: Backend,
+    config: &Config,
+    evidence: Evidence,
+    oom: bool,
+    folder: Option<&Path>,
+) -> Outcome {
+    let Evidence { end, kill, stdout, stderr, violations, started, answer, document, result, output, .. } = evidence;
+    let answered = answer.is_some();
+    // An answer says that the script ended with status 0.
+    let end = if answered { Some(End::Exited(0)) } else { end };
+    let verdict = verdict(end, kill.as_ref(), oom, started.is_some());
+    outcome.verdict = verdict;
+    outcome.backend = Some(backend);
+    match end {
+        Some(End::Exited(code)) => outcome.exit_code = Some(code),
+        Some(End::Signalled(signal)) => outcome.signal = Some(signal),
+        None => {}
+    }
+    outcome.ended = match (verdict, end) {
+        (Verdict::Lost, _) => Ended::Lost,
+        _ if answered => Ended::Answered,
+        (_, Some(End::Exited(_))) => Ended::Exited,
+        _ => Ended::Killed,
+    };
+    (outcome.stdout, outcome.stdout_truncated) = (stdout.bytes, stdout.truncated);
+    (outcome.stderr, outcome.stderr_truncated) = (stderr.bytes, stderr.truncated);
+    outcome.violations = violations
+        .into_iter()
+        .map(|(nr, count)| Violation { syscall: seccomp::syscall_name(nr.into()).into_owned(), count })
+        .collect();
+    explain(&mut outcome, config, kill.as_ref());
+    for (stream, truncated) in [("stdout", outcome.stdout_truncated), ("stderr", outcome.stderr_truncated)] {
+        if truncated && verdict != Verdict::OutputLimit {
+            outcome.say(&format!("{stream} was cut at {} (--output-limit)", size_text(config.limits.output)));
+        }
+    }
+    if matches!(verdict, Verdict::Ok | Verdict::Error) {
+        let limit = config.limits.result;
+        let document = answer
+            .or(document)
+            .map_or_else(|| result.map(|file| read_document(&file, limit)).transpose(), |document| Ok(Some(document)));
+        take_result(&mut outcome, document, limit);
+    }
+    if let (Some(output), Some(folder)) = (output, folder) {
+        take_artifacts(&mut outcome, output, folder, config.limits.artifacts);
+    }
+    outcome
+}
+
+/// The check refused the source; nothing ran.
+pub(crate) fn rejected(id: String, image: &str, check: Duration, report: &Report) -> Outcome {
+    let mut outcome = Outcome::new(id, Verdict::Rejected);
+    outcome.image = Some(image.to_owned());
+    outcome.message = render_text(std::slice::from_ref(report)).trim_end().to_owned();
+    outcome.timings.check_ms = milliseconds(check);
+    outcome
 }
 
 /// An outcome for a run that never began, or that the supervisor lost.
@@ -261,6 +296,9 @@ fn explain(outcome: &mut Outcome, config: &Config, kill: Option<&Kill>) {
         }
         (Verdict::Violation, Some(Kill::Violation(nr))) => {
             format!("the script called {}, for which seccomp kills", seccomp::syscall_name((*nr).into()))
+        }
+        (Verdict::Violation, _) if outcome.backend == Some(Backend::Docker) => {
+            "the script made a system call for which seccomp kills; Docker cannot say which".to_owned()
         }
         (Verdict::Violation, _) => "the script made a system call of another architecture".to_owned(),
         (Verdict::Signal, _) => {
@@ -376,7 +414,7 @@ fn image_name(sandbox: &Sandbox) -> String {
 }
 
 /// Unique, and in the order of time.
-fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 

@@ -22,6 +22,7 @@ use cgroups_rs::fs::pid::PidController;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::knob;
 pub(crate) use super::meter::Counters;
 use super::meter::Meter;
 use crate::config::Limits;
@@ -48,8 +49,8 @@ pub enum Error {
     },
     /// The cgroup file system takes no writes.
     #[error(
-        "the cgroup file system at {} is mounted read-only: in a container, start it with a writable one (docker run --security-opt writable-cgroups=true, podman run --security-opt unmask=/sys/fs/cgroup), elsewhere mount -o remount,rw; or set allow_degraded: true",
-        path.display()
+        "the cgroup file system at {} is mounted read-only: {}; or set allow_degraded: true",
+        path.display(), knob::CGROUP_RW
     )]
     ReadOnly {
         /// Where this process is in it.
@@ -57,8 +58,8 @@ pub enum Error {
     },
     /// This process is in a cgroup namespace whose hierarchy is not mounted.
     #[error(
-        "the cgroup file system at {} is that of another cgroup namespace, so this process's own cgroup is not known: mount it anew inside (mount -t cgroup2 cgroup2 {}), or set allow_degraded: true",
-        mount.display(), mount.display()
+        "the cgroup file system at {} is that of another cgroup namespace, so this process's own cgroup is not known: {}; or set allow_degraded: true",
+        mount.display(), knob::mount_cgroups(mount)
     )]
     OtherNamespace {
         /// Where it is mounted.
@@ -103,7 +104,7 @@ pub enum Error {
 impl Error {
     fn refused(step: &'static str, path: PathBuf, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path },
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path: path.parent().unwrap_or(&path).to_path_buf() },
             _ => Self::Refused { step, path, source },
         }
     }

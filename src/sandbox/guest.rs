@@ -24,6 +24,8 @@ const FILES: [(&str, &str); 4] = [
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
     ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];
+/// The pid 1 of a container.
+pub(crate) const CONTAINER: &str = include_str!("../../rootfs/guest/container.py");
 /// The zygote's extension module, compiled by `build.rs`.
 const MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-module.so"));
 /// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
@@ -31,6 +33,9 @@ pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
 
 /// How libraries are told the number of threads to start.
 const THREADS: [&str; 4] = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"];
+
+/// Keeps pyarrow's allocator from starting a thread when it is imported; of a zygote, which takes it back (see zygote.py).
+const ARROW_MALLOC: (&str, &str) = ("JE_ARROW_MALLOC_CONF", "background_thread:false");
 
 /// The guest's umask.
 pub(crate) const UMASK: u32 = 0o022;
@@ -129,6 +134,13 @@ impl Runner {
         Ok(Self { folder, file, tag: tag.to_owned() })
     }
 
+    /// The same for a guest that sees the host as it is.
+    pub(crate) fn on_host(self) -> Self {
+        let name = self.file.rsplit('/').next().unwrap_or_default();
+        let file = self.folder.join("guest").join(name).to_string_lossy().into_owned();
+        Self { file, ..self }
+    }
+
     /// Whether it has yet to be compiled for this interpreter.
     pub(crate) fn is_source(&self) -> bool {
         self.file.ends_with("/runner.py")
@@ -165,12 +177,19 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
     fs::rename(temporary, folder.join(name))
 }
 
+/// The modules of a guest that runs one script, by name.
+pub(crate) fn modules() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FILES.into_iter().filter(|(name, _)| *name != "zygote")
+}
+
 /// What to run.
 #[derive(Debug)]
 pub(crate) struct Command<'a> {
     pub runner: &'a Runner,
     pub python: &'a Interpreter,
     pub task: Task<'a>,
+    /// Whether it runs without a sandbox: it has the caller's environment and network.
+    pub on_host: bool,
 }
 
 /// What the runner is for.
@@ -181,7 +200,8 @@ pub(crate) enum Task<'a> {
         /// `__file__` in the guest.
         file: &'a str,
         args: &'a [String],
-        inputs: Vec<&'a str>,
+        /// Names; with `=PATH` where they are not under /input.
+        inputs: Vec<String>,
     },
     /// A pool's slots.
     Zygote,
@@ -213,6 +233,7 @@ impl Command<'_> {
             argv.push(keyed("prefix=", &self.python.prefix));
         }
         argv.extend(self.python.sys_path.iter().map(|path| keyed("path=", path)));
+        argv.extend(self.on_host.then(|| "network=yes".into()));
         argv.extend(config.seed.map(|seed| format!("seed={seed}").into()));
         argv.push("--".into());
         argv.extend(args.iter().map(OsString::from));
@@ -221,22 +242,12 @@ impl Command<'_> {
 
     /// Its whole environment.
     pub(crate) fn environment(&self, config: &Config) -> Vec<OsString> {
-        let threads = processors(config.limits.cpus);
-        let mut fixed: Vec<(String, OsString)> = [
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("HOME", crate::image::HOME),
-            ("LANG", "C.UTF-8"),
-            ("TZ", "UTC"),
-            ("PYTHONDONTWRITEBYTECODE", "1"),
-            ("PYTHONUNBUFFERED", "1"),
-            ("PYTHONNOUSERSITE", "1"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .to_vec();
-        fixed.extend(THREADS.map(|name| (name.to_owned(), threads.to_string().into())));
-        if let Some(seed) = config.seed {
-            // CPython takes 32 bits.
-            fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
+        let mut fixed = fixed_environment(config);
+        if self.on_host {
+            fixed.retain(|(name, _)| name.starts_with("PYTHON"));
+            let own: Vec<String> = fixed.iter().map(|(name, _)| name.clone()).collect();
+            let inherited = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+            fixed.extend(inherited.filter(|(name, _)| !own.contains(name)));
         }
         fixed.extend(self.python.env.iter().cloned());
         fixed.retain(|(name, _)| !config.env.contains_key(name));
@@ -245,6 +256,8 @@ impl Command<'_> {
             // A process with threads cannot be forked safely: whoever asks for more gets them in a fresh interpreter.
             fixed.retain(|(name, _)| !THREADS.contains(&name.as_str()));
             fixed.extend(THREADS.map(|name| (name.to_owned(), "1".into())));
+            fixed.retain(|(name, _)| name != ARROW_MALLOC.0);
+            fixed.push((ARROW_MALLOC.0.to_owned(), ARROW_MALLOC.1.into()));
         }
         fixed
             .into_iter()
@@ -258,10 +271,15 @@ impl Command<'_> {
 
     /// Plans what the guest's process does between its clone and its first instruction.
     pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
+        plan.begin_guest();
+        self.plan_execution(plan, config, fds, rlimits);
+    }
+
+    /// The same, after what the guest's process does before.
+    pub(crate) fn plan_execution(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
         let argv = plan.strings(self.argv(config));
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());
-        plan.begin_guest();
         fds.plan(plan);
         fds.plan_close_on_exec(plan);
         plan_unblock(plan);
@@ -269,6 +287,28 @@ impl Command<'_> {
         let step = format!("execute {}", self.python.executable.display());
         plan.call(step, libc::SYS_execve, &[Arg::Data(path), Arg::Data(argv), Arg::Data(environment)]);
     }
+}
+
+/// The variables that every guest has, whatever its image.
+pub(crate) fn fixed_environment(config: &Config) -> Vec<(String, OsString)> {
+    let threads = processors(config.limits.cpus);
+    let mut fixed: Vec<(String, OsString)> = [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ("HOME", crate::image::HOME),
+        ("LANG", "C.UTF-8"),
+        ("TZ", "UTC"),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        ("PYTHONUNBUFFERED", "1"),
+        ("PYTHONNOUSERSITE", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.into()))
+    .to_vec();
+    fixed.extend(THREADS.map(|name| (name.to_owned(), threads.to_string().into())));
+    if let Some(seed) = config.seed {
+        // CPython takes 32 bits.
+        fixed.push(("PYTHONHASHSEED".to_owned(), (seed & 0xffff_ffff).to_string().into()));
+    }
+    fixed
 }
 
 /// Plans the guest's signal mask: none is blocked.
@@ -300,6 +340,14 @@ pub(crate) fn plan_affinity(plan: &mut Plan, cpus: f64, offset: usize) {
     }
     let args = [Arg::Value(0), Arg::Value(mask.len() as u64), Arg::Bytes(&mask)];
     plan.call("set the CPU affinity", libc::SYS_sched_setaffinity, &args);
+}
+
+/// Plans how all that follows is scheduled: `SCHED_BATCH` interrupts nobody when it wakes up, `SCHED_OTHER` is what
+/// everybody else has. sched_setscheduler(2).
+pub(crate) fn plan_scheduling(plan: &mut Plan, policy: i32) {
+    let normal = Arg::Bytes(&[0; 4]);
+    let args = [Arg::Value(0), Arg::Value(u64::from(policy.unsigned_abs())), normal];
+    plan.call("set the scheduling policy", libc::SYS_sched_setscheduler, &args);
 }
 
 fn keyed(key: &str, path: &Path) -> OsString {

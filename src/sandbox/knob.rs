@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::host::Host;
-use super::{Error, supervise};
+use super::{Error, cgroup, supervise};
 
 /// Why a call was refused: the system's errno at the end of an error's chain.
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
@@ -24,7 +24,6 @@ pub(crate) fn of(error: &Error, host: &Host) -> Vec<String> {
         Error::Step { step, .. } => step.as_str(),
         Error::Run(supervise::Error::Step { step, .. }) => step,
         Error::Input { path, .. } if errno(error) == Some(libc::EINVAL) => return vec![no_idmapped_mounts(path)],
-        Error::Cgroup(_) if errno(error) == Some(libc::EROFS) => return vec![CGROUP_RW.to_owned()],
         _ => return Vec::new(),
     };
     of_step(step, errno(error), host)
@@ -74,9 +73,10 @@ const START_GUEST: &str = "start the guest's process";
 const EXECUTE: &str = "execute ";
 const UNMASK: &str = "unmask /proc: docker run --security-opt systempaths=unconfined, podman run --security-opt \
                       unmask=ALL, procMount: Unmasked in Kubernetes";
-/// Of a container, whose cgroups are mounted read-only.
-pub(crate) const CGROUP_RW: &str =
-    "in a container: docker run --cgroupns=host --volume=/sys/fs/cgroup:/sys/fs/cgroup:rw";
+/// Of cgroups that are mounted read-only, as containers have them.
+pub(crate) const CGROUP_RW: &str = "in a container, docker run --security-opt writable-cgroups=true (since 28; before, \
+                                    --cgroupns=host --volume=/sys/fs/cgroup:/sys/fs/cgroup:rw), podman run --security-opt \
+                                    unmask=/sys/fs/cgroup; elsewhere mount -o remount,bind,rw";
 /// Where nothing is known of the cause.
 pub(crate) const JOURNAL: &str =
     "journalctl -k (or dmesg) names the security module that refused it; outside a chroot it may work";
@@ -138,6 +138,28 @@ fn apparmor_profile(host: &Host) -> String {
         "write /etc/apparmor.d/nsbox: abi <abi/4.0>, include <tunables/global> profile nsbox {program} \
          flags=(unconfined) {{ userns, }} and load it: apparmor_parser -r /etc/apparmor.d/nsbox"
     )
+}
+
+/// Of a cgroup namespace without a mount of its own.
+pub(crate) fn mount_cgroups(mount: &Path) -> String {
+    format!("mount it anew inside (mount -t cgroup2 cgroup2 {})", mount.display())
+}
+
+/// Of a cgroup that cannot be had: what says so decides, and version 2 is what it is about.
+pub(crate) fn no_cgroup(error: &cgroup::Error) -> Vec<String> {
+    match error {
+        cgroup::Error::ReadOnly { .. } => vec![CGROUP_RW.to_owned(), DEGRADE.to_owned()],
+        cgroup::Error::OtherNamespace { mount } => vec![mount_cgroups(mount), DEGRADE.to_owned()],
+        cgroup::Error::Occupied { path } => {
+            let leaf = path.join("leaf");
+            let leaf = leaf.display();
+            [format!("in the shell that starts nsbox: mkdir {leaf} && echo $$ > {leaf}/cgroup.procs")]
+                .into_iter()
+                .chain(cgroup_v2())
+                .collect()
+        }
+        _ => cgroup_v2(),
+    }
 }
 
 /// Of a cgroup of version 2.

@@ -4,7 +4,7 @@
 //! request, and even then says nothing that the kernel does not (see `supervise`).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -22,6 +22,13 @@ const HEAD: usize = 20;
 
 /// Tells the answer to one request from anything else.
 pub(crate) type Nonce = [u8; 16];
+
+/// A nonce that nobody can guess.
+pub(crate) fn nonce() -> io::Result<Nonce> {
+    let mut nonce = Nonce::default();
+    File::open("/dev/urandom")?.read_exact(&mut nonce)?;
+    Ok(nonce)
+}
 
 /// Both ends of a line: the supervisor's and the slot's.
 pub(crate) fn open() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -6,15 +6,18 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
+};
 
 use super::cgroup::{Cgroup, Entry, Hierarchy, Owner};
 use super::plan::{Arg, Plan, literal};
 use super::supervise::{self, REAP_PATIENCE, poll, ready};
-use super::{Error, channels, failed};
+use super::{Error, chain, channels, failed};
 use crate::config::{Config, Limits};
 use crate::sys::clone::{Init, Spawn, spawn};
 use crate::sys::fd::{pidfd_kill, pidfd_open};
@@ -30,6 +33,8 @@ pub(crate) fn init_binary() -> Result<OwnedFd, Error> {
 pub(crate) struct Ground {
     /// Where cgroups are made, or why nowhere.
     pub hierarchy: Result<Hierarchy, String>,
+    /// Why a cgroup could not be made there, and the run went on by consent.
+    refusal: OnceLock<String>,
     /// Whose they are.
     pub owner: Owner,
     /// The init binary, in a sealed memfd.
@@ -49,9 +54,23 @@ pub(crate) struct Nest {
     entry: Entry,
     /// Readable once the cgroup runs out of memory (version 1).
     pub oom: Option<OwnedFd>,
+    /// Whether init has to kill the guest's process group, for want of a pid namespace.
+    bare: bool,
 }
 
 impl Ground {
+    /// The ground of runs without a sandbox.
+    pub(crate) fn bare(init: OwnedFd) -> Result<Self, Error> {
+        Ok(Self {
+            hierarchy: Err("none is made without a sandbox".to_owned()),
+            refusal: OnceLock::new(),
+            owner: Owner::current().map_err(failed("name this process"))?,
+            init,
+            this: pidfd_open(nix::unistd::getpid().as_raw()).map_err(failed("open a pidfd of this process"))?,
+            drop_groups: false,
+        })
+    }
+
     /// Looks at this process. Without a cgroup hierarchy it fails, unless `allow_degraded`. `may_move`: this process is
     /// nsbox's own and may be moved into a leaf of its cgroup; a host that embeds the library never is.
     pub(crate) fn survey(
@@ -63,11 +82,12 @@ impl Ground {
         let owner = Owner::current().map_err(failed("name this process"))?;
         let hierarchy = match Hierarchy::discover(&owner, may_move) {
             Ok(hierarchy) => Ok(hierarchy),
-            Err(error) if allow_degraded => Err(error.to_string()),
+            Err(error) if allow_degraded => Err(chain(&error)),
             Err(error) => return Err(error.into()),
         };
         Ok(Self {
             hierarchy,
+            refusal: OnceLock::new(),
             owner,
             init,
             this: pidfd_open(nix::unistd::getpid().as_raw()).map_err(failed("open a pidfd of this process"))?,
@@ -85,8 +105,26 @@ impl Ground {
         let Ok(hierarchy) = &self.hierarchy else { return Ok(None) };
         match hierarchy.create(&self.owner, limits) {
             Ok(cgroup) => Ok(Some(cgroup)),
-            Err(_) if allow_degraded => Ok(None),
+            Err(error) if allow_degraded => {
+                self.refusal.get_or_init(|| chain(&error));
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what the runs of supervisors that are dead left.
+    pub(crate) fn sweep(&self) {
+        if let Ok(hierarchy) = &self.hierarchy {
+            hierarchy.sweep(&self.owner);
+        }
+    }
+
+    /// Why a degraded run has no cgroup.
+    pub(crate) fn why_no_cgroup(&self) -> &str {
+        match (&self.hierarchy, self.refusal.get()) {
+            (Err(why), _) | (_, Some(why)) => why,
+            (Ok(_), None) => "the cgroup could not be made",
         }
     }
 
@@ -142,6 +180,11 @@ impl Nest {
         })
     }
 
+    /// An init without namespaces of its own. Its plan makes it a subreaper, and the guest the leader of a session.
+    pub(crate) fn bare(ground: &Ground) -> Result<Self, Error> {
+        Ok(Self { bare: true, ..Self::make(ground, None, 0, None)? })
+    }
+
     fn make_with(
         cgroup: Option<Cgroup>,
         hatched: impl FnOnce(&Entry) -> Result<Hatched, Error>,
@@ -150,7 +193,7 @@ impl Nest {
             cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
         let oom = cgroup.as_ref().map(Cgroup::oom_event).transpose().map_err(failed("watch for the end of memory"))?;
         let (init, control) = hatched(&entry)?;
-        Ok(Self { init, control, cgroup, entry, oom: oom.flatten() })
+        Ok(Self { init, control, cgroup, entry, oom: oom.flatten(), bare: false })
     }
 
     /// The nest of a slot, whose init a zygote's has made: `init` and `control` are of it.
@@ -177,13 +220,17 @@ impl Nest {
     /// Ends init, and with it every process of its pid namespace.
     pub(crate) fn kill(&self) {
         // It may have ended by itself meanwhile.
-        pidfd_kill(self.init.pidfd.as_fd()).ok();
+        if self.bare {
+            shutdown(self.control.as_raw_fd(), Shutdown::Write).ok();
+        } else {
+            pidfd_kill(self.init.pidfd.as_fd()).ok();
+        }
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill();
         }
     }
 
-    /// Waits until the pid namespace is empty: init's end is announced only then.
+    /// Waits until the pid namespace, or the process group, is empty: init's end is announced only then.
     pub(crate) fn wait_empty(&self) -> Result<(), supervise::Error> {
         let deadline = Instant::now() + REAP_PATIENCE;
         loop {

@@ -215,6 +215,7 @@ impl<'a> Prober<'a> {
             program: &self.program,
             sink: None,
             listener: None,
+            long: None,
             line: None,
             evidence: Evidence::default(),
         };

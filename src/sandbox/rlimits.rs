@@ -47,6 +47,14 @@ pub(crate) fn of(limits: &Limits) -> Vec<Rlimit> {
         .collect()
 }
 
+/// Where a user's processes are counted together, `others` are there already.
+pub(crate) fn allow_more_processes(limits: &mut [Rlimit], others: u64) {
+    for limit in limits.iter_mut().filter(|limit| limit.resource == Resource::RLIMIT_NPROC) {
+        let hard = getrlimit(limit.resource).map_or(u64::MAX, |(_, hard)| hard);
+        limit.applied = limit.configured.saturating_add(others).min(hard);
+    }
+}
+
 /// Plans them for init, whose children inherit them; but for that of open files, of which init still holds many.
 pub(crate) fn plan(plan: &mut Plan, limits: &[Rlimit]) {
     limits.iter().filter(|limit| limit.resource != Resource::RLIMIT_NOFILE).for_each(|limit| set(plan, limit));

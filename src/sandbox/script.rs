@@ -13,12 +13,12 @@ use super::supervise::Stream;
 /// Text to run, and what it is given.
 #[derive(Debug, Default)]
 pub struct Script {
-    pub(super) name: String,
-    pub(super) source: Vec<u8>,
-    pub(super) args: Vec<String>,
-    pub(super) inputs: Vec<(String, PathBuf)>,
-    pub(super) stdin: Stdin,
-    pub(super) artifacts: Option<PathBuf>,
+    pub(crate) name: String,
+    pub(crate) source: Vec<u8>,
+    pub(crate) args: Vec<String>,
+    pub(crate) inputs: Vec<(String, PathBuf)>,
+    pub(crate) stdin: Stdin,
+    pub(crate) artifacts: Option<PathBuf>,
     pub(crate) iteration: Option<u64>,
 }
 
@@ -55,6 +55,24 @@ impl Script {
     /// That name.
     pub(crate) fn shown(&self) -> &str {
         &self.name
+    }
+
+    /// The same script once more, without its standard input, which can be read but once.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            source: self.source.clone(),
+            args: self.args.clone(),
+            inputs: self.inputs.clone(),
+            stdin: Stdin::Empty,
+            artifacts: self.artifacts.clone(),
+            iteration: self.iteration,
+        }
+    }
+
+    /// Takes its standard input away.
+    pub(crate) fn take_stdin(&mut self) -> Stdin {
+        std::mem::take(&mut self.stdin)
     }
 
     /// Adds to `sys.argv`.
@@ -130,7 +148,7 @@ impl Cancel {
     }
 
     /// Readable once it was used; the byte stays there.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.0.as_fd()
     }
 }

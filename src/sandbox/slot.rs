@@ -6,9 +6,9 @@
 //! every process that was in it is gone, for it costs as much as all the others and holds nothing (no interface is up, and
 //! nobody can put one up).
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,10 +39,16 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::C
 /// Those of them that the guest enters.
 const ENTERED: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
 
+/// The files and folders that a script is given, by name.
+pub(crate) type Inputs = Vec<(String, PathBuf)>;
+
+/// A run that takes longer has the next slot made beside it, not after it.
+const LONG: Duration = Duration::from_millis(5);
+
 /// What a slot is made with. The default serves any script that needs nothing of the host.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    pub inputs: Vec<(String, PathBuf)>,
+    pub inputs: Inputs,
     pub output: bool,
     pub stdin: Stdin,
     /// Whether it runs the warm-up script before it is ready.
@@ -62,9 +68,12 @@ pub(crate) struct Slot {
     before: Counters,
     enforced: Enforced,
     zygote: Arc<Zygote>,
-    inputs: Vec<(String, PathBuf)>,
-    /// Once it has its request: its nonce, and when that was.
-    asked: Option<(Nonce, Instant)>,
+    inputs: Inputs,
+    /// What was at their paths.
+    files: Vec<Identity>,
+    nonce: Nonce,
+    /// When it was given its request.
+    asked: Option<Instant>,
 }
 
 /// A script that was let through, in a slot's terms.
@@ -81,8 +90,20 @@ pub(crate) struct Task {
 impl Order {
     /// Whether only a slot that is made for it can serve it.
     pub(crate) fn is_special(&self) -> bool {
-        self.output || !self.inputs.is_empty() || matches!(self.stdin, Stdin::Stream(_))
+        self.output || matches!(self.stdin, Stdin::Stream(_))
     }
+}
+
+/// Tells a file from another one that has come to its place: device, inode, and who may read it.
+type Identity = [u64; 5];
+
+/// What is at the paths of inputs; an error where one cannot be looked at.
+fn identify(inputs: &Inputs) -> io::Result<Vec<Identity>> {
+    let identity = |path: &PathBuf| {
+        let found = std::fs::metadata(path)?;
+        Ok([found.dev(), found.ino(), found.mode().into(), found.uid().into(), found.gid().into()])
+    };
+    inputs.iter().map(|(_, path)| identity(path)).collect()
 }
 
 impl Slot {
@@ -96,6 +117,11 @@ impl Slot {
         poll(&mut set, Some(Instant::now())).is_ok() && !set.iter().any(ready)
     }
 
+    /// Whether it shows these inputs, the very files that are at their paths now.
+    pub(crate) fn shows(&self, inputs: &Inputs) -> bool {
+        self.inputs == *inputs && (inputs.is_empty() || identify(inputs).is_ok_and(|files| files == self.files))
+    }
+
     /// Whether it is a fork of this zygote.
     pub(crate) fn is_of(&self, zygote: &Arc<Zygote>) -> bool {
         Arc::ptr_eq(&self.zygote, zygote)
@@ -103,8 +129,6 @@ impl Slot {
 
     /// Gives it its request. Where that fails, nothing of the script has run.
     pub(crate) fn ask(&mut self, task: &Task) -> io::Result<()> {
-        let mut nonce = Nonce::default();
-        File::open("/dev/urandom")?.read_exact(&mut nonce)?;
         let request = Request {
             // What is left in /output is read when nobody writes to it any more.
             answer: task.artifacts.is_none(),
@@ -113,8 +137,8 @@ impl Slot {
             args: &task.args,
             inputs: self.inputs.iter().map(|(name, _)| name.as_str()).collect(),
         };
-        request.send(self.line.as_fd(), &nonce)?;
-        self.asked = Some((nonce, Instant::now()));
+        request.send(self.line.as_fd(), &self.nonce)?;
+        self.asked = Some(Instant::now());
         Ok(())
     }
 }
@@ -148,6 +172,8 @@ impl Sandbox {
         let channels = Channels::of_slot(order.stdin, far_line).map_err(failed("open the pipes of the slot"))?;
         line::prepare(&line, order.warm && zygote.warms).map_err(failed("write to the slot"))?;
 
+        // Before they are opened: what is put there meanwhile is another one.
+        let files = identify(&order.inputs).unwrap_or_default();
         let mut network = zygote.take_network();
         let private = self.private(&order.inputs, order.output, zygote.host_ids)?;
         let mut plan = Self::plan_slot_init(zygote, theirs.as_raw_fd(), network.as_ref(), &private);
@@ -184,6 +210,8 @@ impl Sandbox {
             enforced,
             zygote: Arc::clone(zygote),
             inputs: order.inputs,
+            files,
+            nonce: line::nonce().map_err(failed("draw a random number"))?,
             asked: None,
         };
         drop(theirs);
@@ -209,13 +237,19 @@ impl Sandbox {
     }
 
     /// Watches the script that `slot` was given to its end. The slot is of no more use then, and may be dropped at leisure.
-    pub(crate) fn watch_slot(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>) -> Outcome {
-        self.account_for(self.watch_to_the_end(slot, task, watch))
+    /// `long` is called once it has run for [`LONG`].
+    pub(crate) fn watch_slot(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>, long: &dyn Fn()) -> Outcome {
+        self.account_for(self.watch_to_the_end(slot, task, watch, long))
     }
 
-    fn watch_to_the_end(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>) -> Result<Outcome, Error> {
-        let (Some(nest), Some(channels), Some((nonce, started))) =
-            (slot.nest.take(), slot.channels.take(), slot.asked.take())
+    fn watch_to_the_end(
+        &self,
+        slot: &mut Slot,
+        task: &Task,
+        watch: Watch<'_>,
+        long: &dyn Fn(),
+    ) -> Result<Outcome, Error> {
+        let (Some(nest), Some(channels), Some(started)) = (slot.nest.take(), slot.channels.take(), slot.asked.take())
         else {
             return Err(failed("watch a slot")(std::io::Error::other("it has not been asked")));
         };
@@ -229,9 +263,10 @@ impl Sandbox {
             program: &self.program,
             sink: watch.sink,
             listener: slot.listener.take(),
+            long: Some((started + LONG, long)),
             line: Some(Line {
                 socket: slot.line.as_fd(),
-                nonce,
+                nonce: slot.nonce,
                 meter: slot.meter.as_ref(),
                 most: longest_document(self.config.limits.result),
             }),
@@ -259,6 +294,7 @@ impl Sandbox {
 
     /// The slot's init stays in the zygote's cgroup, so that a run's own limit of processes is for the run alone.
     fn slot_cgroup(&self) -> Result<Option<Cgroup>, Error> {
+        self.ground.sweep();
         let limits = &self.config.limits;
         let limits = Limits { pids: limits.pids.saturating_sub(1), ..limits.clone() };
         self.ground.cgroup_with(&limits, self.config.allow_degraded)
@@ -308,6 +344,7 @@ impl Sandbox {
         plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
         plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
         guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pidfd.as_raw_fd().unsigned_abs() as usize);
+        guest::plan_scheduling(&mut plan, libc::SCHED_OTHER);
         rlimits::plan_cpu_time(&mut plan, rlimits);
         let descriptors = channels.guest();
         descriptors.plan(&mut plan);
@@ -370,7 +407,9 @@ impl Sandbox {
                         let why = format!("it ended ({:?})", end(report));
                         return Err(Error::Zygote { what: "make a slot".to_owned(), why });
                     }
-                    _ => {}
+                    // The zygote has died: nobody has the other end.
+                    None => return Err(supervise::Error::InitDied.into()),
+                    Some(_) => {}
                 }
             } else if spoke {
                 is_ready = line::is_ready(&slot.line).map_err(failed("hear from the slot"))?;

@@ -81,6 +81,17 @@ pub(crate) struct Captured {
     pub truncated: bool,
 }
 
+impl Captured {
+    /// Keeps what fits under the limit, and tells how many bytes that were.
+    pub(crate) fn keep(&mut self, bytes: &[u8], limit: u64) -> usize {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let kept = bytes.len().min(limit.saturating_sub(self.bytes.len()));
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        self.truncated |= kept < bytes.len();
+        kept
+    }
+}
+
 /// All that is known of a run that is over.
 #[derive(Debug, Default)]
 pub(crate) struct Evidence {
@@ -104,6 +115,8 @@ pub(crate) struct Evidence {
     pub answer: Option<Vec<u8>>,
     /// What the cgroup had counted when the answer came.
     pub counters: Option<Counters>,
+    /// The document, where it came as bytes.
+    pub document: Option<Vec<u8>>,
     /// The memfd that the guest could write its result document to.
     pub result: Option<std::fs::File>,
     /// The guest's /output, where artifacts were asked for.
@@ -155,6 +168,8 @@ pub(crate) struct Supervisor<'a, 's> {
     pub program: &'a Program,
     pub sink: Option<&'a mut Sink<'s>>,
     pub listener: Option<OwnedFd>,
+    /// Called once, if the run goes on until then.
+    pub long: Option<(Instant, &'a dyn Fn())>,
     /// Of a warm run.
     pub line: Option<Line<'a>>,
     pub evidence: Evidence,
@@ -246,7 +261,8 @@ impl Supervisor<'_, '_> {
                     set.push(PollFd::new(fd, PollFlags::POLLIN));
                 }
             }
-            let until = next_measure.map_or(deadline, |measure| measure.min(deadline));
+            let long = self.long.as_ref().map(|(at, _)| *at);
+            let until = [next_measure, long].into_iter().flatten().fold(deadline, Instant::min);
             poll(&mut set, Some(until))?;
             let is_ready = |i: usize| set.get(index[i]).is_some_and(ready);
             let [said, died, notified, oom, cancelled, started, stdout, stderr, spoke] = std::array::from_fn(is_ready);
@@ -298,6 +314,9 @@ impl Supervisor<'_, '_> {
                 self.evidence.kill.get_or_insert(Kill::Memory);
             }
             let now = Instant::now();
+            if let Some((_, call)) = self.long.take_if(|(at, _)| *at <= now) {
+                call();
+            }
             if next_measure.is_some_and(|at| at <= now) {
                 next_measure = Some(now + MEASURE_EVERY);
                 self.measure();
@@ -358,17 +377,12 @@ impl Supervisor<'_, '_> {
             Ok(count) => count,
             Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         };
-        let limit = usize::try_from(self.limits.output).unwrap_or(usize::MAX);
-        let kept = count.min(limit - captured.bytes.len());
-        captured.bytes.extend_from_slice(&buffer[..kept]);
+        let kept = captured.keep(&buffer[..count], self.limits.output);
         if let Some(sink) = self.sink.as_mut().filter(|_| kept > 0) {
             sink(stream, &buffer[..kept]);
         }
-        if kept < count {
-            captured.truncated = true;
-            if self.limits.output_kill {
-                self.evidence.kill.get_or_insert(Kill::Output(stream));
-            }
+        if kept < count && self.limits.output_kill {
+            self.evidence.kill.get_or_insert(Kill::Output(stream));
         }
         true
     }

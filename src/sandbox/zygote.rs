@@ -153,6 +153,11 @@ impl Zygote {
         }
     }
 
+    /// Why it ended by itself, where it has said so.
+    pub(crate) fn last_word(&self) -> Option<Error> {
+        self.hear_word().err()
+    }
+
     /// Readable once it is dead, and all its slots with it.
     pub(crate) fn end(&self) -> &OwnedFd {
         &self.nest.init.pidfd

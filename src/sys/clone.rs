@@ -219,7 +219,9 @@ extern "C" fn become_init(shared: *mut Shared) -> ! {
         }
         raw(libc::SYS_close_range, [control + 1, u64::from(u32::MAX), CLOSE_RANGE_CLOEXEC, 0, 0, 0]);
         raw(libc::SYS_fcntl, [control, libc::F_SETFD as u64, 0, 0, 0, 0]);
-        let errno = keep_capabilities();
+        // Without a user namespace there are none but the caller's own.
+        let is_mapped = shared.inner.flags & libc::CLONE_NEWUSER as u64 != 0;
+        let errno = if is_mapped { keep_capabilities() } else { 0 };
         if errno != 0 {
             shared.failed = Some(("keep the capabilities for the set-up", errno));
         } else {

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -64,4 +64,29 @@ pub(crate) fn landlock_abi() -> io::Result<i32> {
     // SAFETY: with this flag the attributes must be null and their size zero.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, VERSION) };
     if abi < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(abi).map_err(io::Error::other) }
+}
+
+/// A Landlock ruleset; `attributes` is the kernel's `struct landlock_ruleset_attr`. landlock_create_ruleset(2).
+pub(crate) fn landlock_ruleset(attributes: &[u64]) -> io::Result<OwnedFd> {
+    let (start, size) = (attributes.as_ptr(), size_of_val(attributes));
+    // SAFETY: the attributes are as long as the size says.
+    let fd = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, start, size, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel made this descriptor for us; nothing else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Allows `rights` in and below a file or folder. landlock_add_rule(2).
+pub(crate) fn landlock_allow(ruleset: &OwnedFd, rights: u64, place: &impl AsRawFd) -> io::Result<()> {
+    const PATH_BENEATH: u32 = 1;
+    // struct landlock_path_beneath_attr, packed: u64 allowed_access, s32 parent_fd.
+    let mut rule = [0_u8; 12];
+    rule[..8].copy_from_slice(&rights.to_ne_bytes());
+    rule[8..].copy_from_slice(&place.as_raw_fd().to_ne_bytes());
+    // SAFETY: the rule has the kernel's layout.
+    let result =
+        unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), PATH_BENEATH, rule.as_ptr(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -20,6 +20,13 @@ ctypes.CDLL(None).prctl(15, b'ready')
 signal.sigwait([signal.SIGUSR1])
 "#;
 
+/// What a script does that has gone on: it stops again.
+const STOPS: &str = "
+ctypes.CDLL(None).prctl(15, b'stopped')
+signal.sigwait([signal.SIGUSR1])
+signal = None
+";
+
 /// A run with a process of ours in its cgroup, which is in no pid namespace of the run's.
 struct Visited {
     running: Running,
@@ -41,6 +48,25 @@ impl Visited {
         kill(Pid::from_raw(self.running.guest().unwrap().cast_signed()), Signal::SIGUSR1).unwrap();
     }
 
+    /// Lets it go on, up to where it stops again.
+    fn go_on_until_it_stops(&self) {
+        self.go_on();
+        until("the script stops", || self.running.guest().is_some_and(|guest| comm(guest) == "stopped"));
+    }
+
+    /// A file of the run's cgroup.
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.cgroup.join(file)).unwrap().trim_end().to_owned()
+    }
+
+    /// A number of a file with a key in each line.
+    #[track_caller]
+    fn count(&self, file: &str, key: &str) -> u64 {
+        let text = self.read(file);
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{key} is not in {text}")).parse().unwrap()
+    }
+
     /// The end of the run; fails unless the visitor was killed and the cgroup is gone.
     #[track_caller]
     fn finish(mut self) -> Ran {
@@ -59,7 +85,15 @@ impl Visited {
 #[test]
 fn outcome_names_each_file_and_its_value() {
     let Some(_scope) = scope() else { return };
-    let ran = run(&["--memory", "96m", "--pids", "9", "--cpus", "1.5"], "pass").expect("ok");
+    let visited = Visited::start(&["--memory", "96m", "--pids", "9", "--cpus", "1.5"], "signal = None");
+    // What the kernel says, while the run is under way.
+    let files = ["memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"];
+    let said = files.map(|file| format!("{file}={}", visited.read(file)));
+    let held =
+        ["memory.max=100663296", "memory.swap.max=0", "memory.oom.group=1", "pids.max=10", "cpu.max=150000 100000"];
+    assert_eq!(said, held);
+    visited.go_on();
+    let ran = visited.finish().expect("ok");
     let cgroup = &ran.json["enforced"]["cgroup"];
     assert_eq!(cgroup["version"], 2);
     let memory = "memory.max=100663296, memory.swap.max=0, memory.oom.group=1";
@@ -67,6 +101,27 @@ fn outcome_names_each_file_and_its_value() {
         assert_eq!((&cgroup[layer]["status"], &cgroup[layer]["applied"]), (&json!("applied"), &json!(applied)));
     }
     assert!(!ran.outcome.degraded);
+}
+
+#[test]
+fn memory_max_is_counted_where_it_bites() {
+    let Some(_scope) = scope() else { return };
+    // What can be reclaimed without swap goes, and nobody is killed.
+    let source = r#"
+import mmap
+blocks = [mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(8)]
+for block in blocks:
+    block.write(bytes([1]) * len(block))
+    block.madvise(mmap.MADV_FREE)
+"#;
+    let visited = Visited::start(&["--memory", "64m"], &format!("{source}{STOPS}"));
+    assert_eq!(visited.count("memory.events", "max"), 0);
+    visited.go_on_until_it_stops();
+    assert!(visited.count("memory.events", "max") > 0, "{}", visited.read("memory.events"));
+    assert_eq!(visited.count("memory.events", "oom_kill"), 0);
+    assert!(visited.read("memory.current").parse::<u64>().unwrap() <= 64 << 20);
+    visited.go_on();
+    visited.finish().expect("ok");
 }
 
 #[test]
@@ -110,9 +165,13 @@ fn memory_events_tell_an_oom_from_a_kill() {
 #[test]
 fn memory_peak_is_the_outcomes() {
     let Some(_scope) = scope() else { return };
-    let ran = run(&["--memory", "96m"], "block = bytearray(50 << 20)\ndel block").expect("ok");
-    let peak = ran.outcome.usage.peak_memory_bytes.unwrap();
-    assert!((50 << 20..96 << 20).contains(&peak), "{peak}");
+    let visited = Visited::start(&["--memory", "96m"], &format!("block = bytearray(50 << 20)\ndel block{STOPS}"));
+    visited.go_on_until_it_stops();
+    let [now, highest] = ["memory.current", "memory.peak"].map(|file| visited.read(file).parse::<u64>().unwrap());
+    assert!(highest > now + (40 << 20), "{highest} once, {now} now");
+    visited.go_on();
+    let peak = visited.finish().expect("ok").outcome.usage.peak_memory_bytes.unwrap();
+    assert!((highest..96 << 20).contains(&peak), "{peak}, not {highest}");
 }
 
 #[test]
@@ -129,17 +188,12 @@ try:
         forked += 1
 except BlockingIOError:
     pass
-ctypes.CDLL(None).prctl(15, b'refused')
-signal.sigwait([signal.SIGUSR1])
 metrics = {"forked": forked}
-signal = None
 "#;
-    let visited = Visited::start(&["--pids", "8"], source);
-    visited.go_on();
-    until("a fork is refused", || visited.running.guest().is_some_and(|guest| comm(guest) == "refused"));
-    let read = |file: &str| fs::read_to_string(visited.cgroup.join(file)).unwrap();
-    assert_eq!(read("pids.current"), "9\n", "eight and init");
-    assert_eq!(read("pids.events").lines().next(), Some("max 1"));
+    let visited = Visited::start(&["--pids", "8"], &format!("{source}{STOPS}"));
+    visited.go_on_until_it_stops();
+    assert_eq!(visited.read("pids.current"), "9", "eight and init");
+    assert_eq!(visited.count("pids.events", "max"), 1);
     visited.go_on();
     let ran = visited.finish().expect("ok");
     assert_eq!(ran.json["metrics"], json!({"forked": 6}), "beside init, the main process and the visitor");

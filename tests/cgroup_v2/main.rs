@@ -7,7 +7,7 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
-#[path = "../rootless/scope.rs"]
+#[path = "../harness/scope.rs"]
 mod scope;
 #[path = "../harness/user.rs"]
 mod user;

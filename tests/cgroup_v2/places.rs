@@ -4,80 +4,95 @@
 use std::process::Command;
 
 use nsbox::outcome::LayerStatus;
+use serde_json::{Value, json};
 
-use crate::harness::{Ran, nsbox, outcome_of};
+use crate::harness::{Ran, feed, nsbox, outcome_of};
 use crate::scope;
 use crate::scope::Scope;
 use crate::user::User;
 
 const RUN: [&str; 4] = ["run", "--json", "--no-check", "-"];
 const DEGRADED: [&str; 5] = ["run", "--json", "--no-check", "--allow-degraded", "-"];
+const DELEGATE: &str = "systemd-run --user --scope -p Delegate=yes";
 
 /// Enters the scope, and becomes the command.
 const ALONE: &str = "echo $$ > \"$0/cgroup.procs\" && exec \"$@\"";
 /// Enters the scope, and stays in it beside the command.
 const BESIDE: &str = "echo $$ > \"$0/cgroup.procs\" && \"$@\"; exit $?";
 
-/// Lets a shell run `inner` as `script` says: `$0` is the scope, `$@` the command.
-fn through(script: &str, scope: &Scope, inner: &Command) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", script]).arg(scope.path()).arg(inner.get_program()).args(inner.get_args());
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
+/// Where a command is, and whose it is.
+struct Place<'a> {
+    /// A line of sh that goes there: `$0` is the scope, `$@` the command.
+    script: &'a str,
+    scope: &'a Scope,
+    /// Root, where there is none.
+    user: Option<&'a User>,
+}
+
+impl Place<'_> {
+    fn nsbox(&self, args: &[&str]) -> Command {
+        let inner = self.user.map_or_else(|| nsbox(args), |user| user.nsbox(&[], args));
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", self.script]).arg(self.scope.path()).arg(inner.get_program()).args(inner.get_args());
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
     }
-    command
-}
 
-/// As root.
-#[track_caller]
-fn root(script: &str, scope: &Scope, args: &[&str]) -> Ran {
-    outcome_of(through(script, scope, &nsbox(args)), b"print('ran')")
-}
+    #[track_caller]
+    fn run(&self, args: &[&str]) -> Ran {
+        outcome_of(self.nsbox(args), b"print('ran')")
+    }
 
-/// As an ordinary user.
-#[track_caller]
-fn ordinary(script: &str, scope: &Scope, user: &User, args: &[&str]) -> Ran {
-    outcome_of(through(script, scope, &user.nsbox(&[], args)), b"print('ran')")
-}
+    /// A run there has its cgroup.
+    #[track_caller]
+    fn is_whole(&self) {
+        let ran = self.run(&RUN).expect("ok");
+        assert_eq!((ran.outcome.enforced.cgroup.version, ran.outcome.degraded), (Some(2), false), "{:#}", ran.json);
+        assert_eq!(ran.stdout(), "ran\n");
+    }
 
-#[track_caller]
-fn is_whole(ran: Ran) {
-    let ran = ran.expect("ok");
-    assert_eq!((ran.outcome.enforced.cgroup.version, ran.outcome.degraded), (Some(2), false), "{:#}", ran.json);
-    assert_eq!(ran.stdout(), "ran\n");
-}
-
-/// Nothing ran, and the message has these words.
-#[track_caller]
-fn is_refused(ran: Ran, words: &[&str]) {
-    let mut ran = ran.expect("unavailable");
-    assert_eq!((ran.status, ran.stdout().as_str()), (125, ""));
-    for word in words {
-        ran = ran.says(word);
+    /// A run there is refused, for that cause and with that knob; by consent it has no cgroup, and its limits' layers say the
+    /// same; and so does doctor.
+    #[track_caller]
+    fn is_refused(&self, cause: &str, knob: &str) {
+        let ran = self.run(&RUN).expect("unavailable").says(cause).says(knob).says("allow_degraded: true");
+        assert_eq!((ran.status, ran.stdout().as_str()), (125, ""));
+        let ran = self.run(&DEGRADED).expect("ok");
+        let cgroup = &ran.outcome.enforced.cgroup;
+        assert!(ran.outcome.degraded && cgroup.version.is_none(), "{:#}", ran.json);
+        for layer in [&cgroup.memory, &cgroup.pids, &cgroup.cpu] {
+            assert_eq!(layer.status, LayerStatus::Missing);
+            let why = layer.why.as_deref().unwrap();
+            assert!(why.contains(cause) && why.contains(knob), "{why}");
+        }
+        let said = feed(self.nsbox(&["doctor", "--json"]), b"").stdout;
+        let report: Value = serde_json::from_slice(&said).unwrap();
+        assert_eq!(report["run"], "degraded", "{report:#}");
+        let layer = report["layers"].as_array().unwrap().iter().find(|layer| layer["layer"] == "cgroup").unwrap();
+        assert_eq!((&layer["status"], &layer["required"]), (&json!("refused"), &json!(true)), "{layer:#}");
+        assert!(layer["found"].as_str().unwrap().contains(cause), "{layer:#}");
+        assert!(layer["knobs"].to_string().contains(knob), "{layer:#}");
     }
 }
 
-/// It ran without a cgroup, and the limits' layers say why in these words.
-#[track_caller]
-fn is_degraded(ran: Ran, words: &[&str]) {
-    let ran = ran.expect("ok");
-    let cgroup = &ran.outcome.enforced.cgroup;
-    assert!(ran.outcome.degraded && cgroup.version.is_none(), "{:#}", ran.json);
-    for layer in [&cgroup.memory, &cgroup.pids, &cgroup.cpu] {
-        assert_eq!(layer.status, LayerStatus::Missing);
-        let why = layer.why.as_deref().unwrap();
-        assert!(words.iter().all(|word| why.contains(word)), "{why}");
-    }
+fn as_root<'a>(script: &'a str, scope: &'a Scope) -> Place<'a> {
+    Place { script, scope, user: None }
+}
+
+fn ordinarily<'a>(script: &'a str, scope: &'a Scope, user: &'a User) -> Place<'a> {
+    Place { script, scope, user: Some(user) }
 }
 
 #[test]
 fn process_alone_in_its_scope_moves_into_a_leaf() {
     let (Some(scope), Some(user)) = (scope(), User::find()) else { return };
     let scope = scope.delegated_to(user.id);
-    is_whole(ordinary(ALONE, &scope, &user, &RUN));
+    ordinarily(ALONE, &scope, &user).is_whole();
     assert_eq!(scope.children().len(), 1, "the leaf goes with the scope: {:?}", scope.children());
 }
 
@@ -85,9 +100,7 @@ fn process_alone_in_its_scope_moves_into_a_leaf() {
 fn process_beside_others_is_refused_for_it_must_not_move_them() {
     let (Some(scope), Some(user)) = (scope(), User::find()) else { return };
     let scope = scope.delegated_to(user.id);
-    let words = ["has processes of its own", "systemd-run --user --scope -p Delegate=yes", "allow_degraded: true"];
-    is_refused(ordinary(BESIDE, &scope, &user, &RUN), &words);
-    is_degraded(ordinary(BESIDE, &scope, &user, &DEGRADED), &words);
+    ordinarily(BESIDE, &scope, &user).is_refused("has processes of its own", DELEGATE);
     assert_eq!(scope.children(), [] as [std::path::PathBuf; 0]);
 }
 
@@ -97,20 +110,19 @@ fn process_in_a_leaf_of_its_scope_has_runs_beside_it() {
     let scope = scope.delegated_to(user.id);
     let leaf = Scope::under(scope.path()).unwrap().delegated_to(user.id);
     scope.write("cgroup.subtree_control", "+memory +pids +cpu");
-    is_whole(ordinary(BESIDE, &leaf, &user, &RUN));
+    ordinarily(BESIDE, &leaf, &user).is_whole();
     assert_eq!(scope.children(), [leaf.path()], "the run's is gone");
 }
 
 #[test]
 fn user_whose_cgroup_is_roots_is_refused() {
     let (Some(scope), Some(user)) = (scope(), User::find()) else { return };
-    let words = ["systemd-run --user --scope -p Delegate=yes", "allow_degraded: true"];
-    is_refused(ordinary(ALONE, &scope, &user, &RUN), &words);
-    is_degraded(ordinary(ALONE, &scope, &user, &DEGRADED), &words);
+    let cause = "Permission denied";
+    ordinarily(ALONE, &scope, &user).is_refused(cause, DELEGATE);
     // A leaf of a cgroup whose children have the controllers, and neither is the user's.
     scope.write("cgroup.subtree_control", "+memory +pids +cpu");
     let leaf = Scope::under(scope.path()).unwrap();
-    is_refused(ordinary(BESIDE, &leaf, &user, &RUN), &words);
+    ordinarily(BESIDE, &leaf, &user).is_refused(cause, DELEGATE);
 }
 
 #[test]
@@ -118,9 +130,7 @@ fn missing_controller_is_named_alone() {
     let (Some(above), Some(user)) = (scope(), User::find()) else { return };
     above.write("cgroup.subtree_control", "+memory +pids");
     let scope = Scope::under(above.path()).unwrap().delegated_to(user.id);
-    let words = ["no cgroup hierarchy offers cpu to this process", "Delegate="];
-    is_refused(ordinary(ALONE, &scope, &user, &RUN), &words);
-    is_degraded(ordinary(ALONE, &scope, &user, &DEGRADED), &words);
+    ordinarily(ALONE, &scope, &user).is_refused("no cgroup hierarchy offers cpu to this process", "Delegate=");
 }
 
 #[test]
@@ -128,14 +138,14 @@ fn missing_controller_sends_root_further_up() {
     let Some(above) = scope() else { return };
     above.write("cgroup.subtree_control", "+memory +pids");
     let scope = Scope::under(above.path()).unwrap();
-    is_whole(root(BESIDE, &scope, &RUN));
+    as_root(BESIDE, &scope).is_whole();
     assert!(scope.children().is_empty() && above.children().len() == 1);
 }
 
 #[test]
 fn root_beside_others_has_runs_where_the_controllers_are_enabled() {
     let Some(scope) = scope() else { return };
-    is_whole(root(BESIDE, &scope, &RUN));
+    as_root(BESIDE, &scope).is_whole();
     assert!(scope.children().is_empty());
 }
 
@@ -144,9 +154,7 @@ fn read_only_file_system_is_named() {
     let Some(scope) = scope() else { return };
     let script = "echo $$ > \"$0/cgroup.procs\" && exec unshare -m sh -c '
         mount -o remount,bind,ro /sys/fs/cgroup && exec \"$@\"' sh \"$@\"";
-    let words = ["mounted read-only", "writable-cgroups=true", "allow_degraded: true"];
-    is_refused(root(script, &scope, &RUN), &words);
-    is_degraded(root(script, &scope, &DEGRADED), &words);
+    as_root(script, &scope).is_refused("is mounted read-only", "writable-cgroups=true");
 }
 
 /// Becomes the first process of a cgroup namespace, whose hierarchy is mounted with the options `OPTIONS`, as in a container.
@@ -156,28 +164,27 @@ const CONTAINER: &str = "echo $$ > \"$0/cgroup.procs\" && exec unshare -C -m sh 
 #[test]
 fn cgroup_namespace_with_a_mount_of_its_own_is_a_scope() {
     let Some(scope) = scope() else { return };
-    is_whole(root(&CONTAINER.replace("OPTIONS", "rw"), &scope, &RUN));
+    as_root(&CONTAINER.replace("OPTIONS", "rw"), &scope).is_whole();
     assert_eq!(scope.children().len(), 1, "made inside the namespace: {:?}", scope.children());
 }
 
 #[test]
 fn cgroup_namespace_with_a_read_only_mount_is_refused() {
     let Some(scope) = scope() else { return };
-    is_refused(root(&CONTAINER.replace("OPTIONS", "ro"), &scope, &RUN), &["mounted read-only"]);
+    let script = CONTAINER.replace("OPTIONS", "ro");
+    as_root(&script, &scope).is_refused("is mounted read-only", "writable-cgroups=true");
 }
 
 #[test]
 fn cgroup_namespace_with_other_processes_in_its_root_is_refused() {
     let Some(scope) = scope() else { return };
     let script = CONTAINER.replace("OPTIONS", "rw").replace("exec \"$@\"' sh", "{ \"$@\"; exit $?; }' sh");
-    is_refused(root(&script, &scope, &RUN), &["has processes of its own", "leaf"]);
+    as_root(&script, &scope).is_refused("has processes of its own", "leaf");
 }
 
 #[test]
 fn cgroup_namespace_under_the_mount_of_another_is_told_to_mount_its_own() {
     let Some(scope) = scope() else { return };
     let script = "echo $$ > \"$0/cgroup.procs\" && exec unshare -C \"$@\"";
-    let words = ["another cgroup namespace", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"];
-    is_refused(root(script, &scope, &RUN), &words);
-    is_degraded(root(script, &scope, &DEGRADED), &words);
+    as_root(script, &scope).is_refused("another cgroup namespace", "mount -t cgroup2 cgroup2 /sys/fs/cgroup");
 }

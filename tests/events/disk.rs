@@ -86,7 +86,7 @@ fn run_and_loop_end_well_on_a_full_disk() {
     fs::write(&script, "metrics = {'a': 1}").unwrap();
     let full = format!("{TINY} && head -c 8192 /dev/zero >\"$1\"/filler");
     // Empty, the disk has room for the events of some nine runs.
-    let many = ["loop", "--iterations", "20", "--quiet"];
+    let many = ["loop", "--iterations", "20", "--quiet", "--preload", "json"];
     for (disk, args, said) in [(TINY, &["run"][..], 0), (&full, &["run"], 1), (TINY, &many, 1), (&full, &many, 1)] {
         let mut command = nsbox(args);
         command.arg(&script).env("NSBOX_EVENT_LOG", &path);

@@ -8,6 +8,8 @@
 mod harness;
 #[path = "../harness/metrics.rs"]
 mod metrics;
+#[path = "../harness/python.rs"]
+mod python;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +17,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use harness::{Ran, judge, nsbox, require, skipped};
+use harness::{Ran, judge, nsbox, require};
 use metrics::{OUTSIDE, assert_same};
+use python::{VERSIONS, environment, pyenv};
 
 fn strategies() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/strategies");
@@ -28,52 +31,6 @@ fn strategies() -> Vec<PathBuf> {
 
 fn name(path: &Path) -> &str {
     path.file_stem().unwrap().to_str().unwrap()
-}
-
-/// pyenv's interpreter of a version such as `3.12`.
-fn pyenv(version: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
-    let root = root.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".pyenv")));
-    let versions = root.and_then(|root| fs::read_dir(root.join("versions")).ok());
-    let found = versions.into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut found = found
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{version}."))));
-    let python = found.find(|path| path.join("bin/python3").exists()).map(|path| path.join("bin/python3"));
-    if python.is_none() {
-        // Each version that is present is tried; nobody must have them all.
-        skipped(&format!("there is no Python {version} in pyenv"));
-    }
-    python
-}
-
-/// An environment with pandas and the prices; made where it is not there yet.
-fn environment(version: &str) -> Option<PathBuf> {
-    let python = pyenv(version)?;
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/requirements.txt");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-venvs").join(version);
-    // Written last, so that one half made is made anew.
-    let stamp = folder.join("requirements.txt");
-    if fs::read(&stamp).ok() != Some(fs::read(&requirements).unwrap()) {
-        let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-        let pip = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary",
-            ":all:",
-            "--require-hashes",
-            "-r",
-        ];
-        let made = run(Command::new(&python).args(["-m", "venv", "--clear"]).arg(&folder))
-            && run(Command::new(folder.join("bin/python")).args(pip).arg(&requirements));
-        if !require(made, &format!("packages for Python {version}: pip could not install them")) {
-            return None;
-        }
-        fs::copy(&requirements, &stamp).unwrap();
-    }
-    Some(folder)
 }
 
 fn inside(python: &Path, prices: Option<&Path>, script: &Path) -> Ran {
@@ -159,7 +116,7 @@ fn stdlib_only_needs_no_packages_and_no_input() {
     let script = strategies().into_iter().find(|path| name(path) == "stdlib_only").unwrap();
     let system = PathBuf::from("/usr/bin/python3");
     let found = require(system.exists(), "/usr/bin/python3").then_some(system);
-    for python in found.into_iter().chain(["3.10", "3.11", "3.12", "3.13"].into_iter().filter_map(pyenv)) {
+    for python in found.into_iter().chain(VERSIONS.into_iter().filter_map(pyenv)) {
         let ran = inside(&python, None, &script).expect("ok");
         assert_same(&ran.json["metrics"], &outside(&python, None, &script), &python.display().to_string());
     }

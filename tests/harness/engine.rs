@@ -30,8 +30,14 @@ private='for place in /run "$0/data" /etc/docker; do [ ! -d "$place" ] || mount 
 unshare --mount --propagation private sh -c "$private" "$folder" "$@" >"$folder/log" 2>&1 &
 engine=$!
 while read -r _; do :; done
-kill "$engine"
+kill "$engine" 2>/dev/null
 wait "$engine"
+# What it leaves where it was killed itself: the processes of its containers, and their shims.
+find /sys/fs/cgroup -path "*/$(basename "$folder")*" -name cgroup.procs -exec cat {} + | xargs --no-run-if-empty kill -9
+for comm in $(grep --files-with-matches containerd-shim /proc/[0-9]*/comm 2>/dev/null); do
+    shim=$(basename "$(dirname "$comm")")
+    if grep --quiet --text "$folder" "/proc/$shim/cmdline" 2>/dev/null; then kill -9 "$shim"; fi
+done
 find /sys/fs/cgroup -depth -type d -path "*/$(basename "$folder")*" -exec rmdir {} +
 rm -rf "$folder"
 "#;
@@ -65,7 +71,8 @@ impl Engine {
         Some(engine)
     }
 
-    fn start() -> Self {
+    /// An engine of a test's own, to be ended by it.
+    pub fn start() -> Self {
         // In /tmp, for the path of a socket has 108 bytes.
         let folder = TempDir::with_prefix_in("nsbox-engine-", "/tmp").unwrap().keep();
         let file = |name: &str| folder.join(name).display().to_string();

@@ -50,7 +50,7 @@ pub fn is_root() -> bool {
 pub fn store() -> &'static Path {
     static STORE: OnceLock<PathBuf> = OnceLock::new();
     STORE.get_or_init(|| {
-        if env::var_os(ALONE).is_some() {
+        if is_alone() {
             return env::var_os("NSBOX_STORE").unwrap().into();
         }
         let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stores");
@@ -270,17 +270,29 @@ pub fn cgroup_file(cgroups: &[PathBuf], names: &[&str]) -> String {
     texts.next().unwrap_or_else(|| panic!("{cgroups:?} have none of {names:?}")).trim_end().to_owned()
 }
 
+/// Whether this process runs one test alone: see [`alone`].
+pub fn is_alone() -> bool {
+    env::var_os(ALONE).is_some()
+}
+
 /// Runs a test of this binary again in a process of its own, where nothing else happens and the library finds the suite's
 /// store. `true` there; `false` outside, when it has passed.
 #[track_caller]
 pub fn alone(test: &str) -> bool {
-    if env::var_os(ALONE).is_some() {
+    alone_with(&[], test)
+}
+
+/// The same, with variables of that process's environment.
+#[track_caller]
+pub fn alone_with(variables: &[(&str, &str)], test: &str) -> bool {
+    if is_alone() {
         return true;
     }
     let output = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(ALONE, "1")
         .env("NSBOX_STORE", store())
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);

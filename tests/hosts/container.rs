@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::Engine;
+use crate::harness::judge;
 use crate::host::{Host, everyone};
 
 /// `--privileged` in the parts of it that matter here.
@@ -55,12 +56,16 @@ fn docker_without_a_writable_cgroup_degrades_by_consent() {
         let host = host.inside(&engine, &flags);
         let folder = "cd /sys/fs/cgroup; [ ! -d memory ] || cd memory; mkdir nsbox-test && rmdir nsbox-test";
         host.refuses(&["sh", "-c", folder], "Read-only file system");
-        let knob = "docker run --cgroupns=host --volume=/sys/fs/cgroup:/sys/fs/cgroup:rw";
-        host.run(&[]).expect("unavailable").says("Read-only file system").says(knob);
+        let knobs = ["docker run --security-opt writable-cgroups=true", &CGROUPS.join(" ")];
+        let ran = host.run(&[]).expect("unavailable").says("is mounted read-only");
+        knobs.iter().fold(ran, |ran, knob| ran.says(knob));
         assert_eq!(host.doctor()["run"], "degraded");
         let cgroup = host.layer("cgroup");
-        assert!(cgroup["knobs"].to_string().contains(knob), "{cgroup:#}");
-        assert!(host.run(&["--allow-degraded"]).expect("ok").outcome.degraded);
+        assert!(cgroup["found"].as_str().unwrap().contains("is mounted read-only"), "{cgroup:#}");
+        assert!(knobs.iter().all(|knob| cgroup["knobs"].to_string().contains(knob)), "{cgroup:#}");
+        let ran = host.run(&["--allow-degraded"]).expect("ok");
+        let why = ran.outcome.enforced.cgroup.memory.why.unwrap();
+        assert!(ran.outcome.degraded && why.contains("is mounted read-only"), "{why}");
         host.assert_nothing_left();
     }
 }
@@ -78,5 +83,20 @@ fn docker_unmasked_with_cgroups_works() {
                 host.script(&["--memory", "64m"], "block = bytearray(100 << 20)").expect("oom");
             }
         }
+    }
+}
+
+#[test]
+fn docker_as_it_comes_serves_ast_only() {
+    let Some(engine) = engine() else { return };
+    for host in everyone() {
+        let host = host.inside(&engine, &[]);
+        let nsbox = host.path("nsbox").display().to_string();
+        let words = [&nsbox, "run", "--json", "--backend", "ast-only", "--python", crate::host::PYTHON, "-"];
+        let ran = judge(&host.output(&words, b"import math\nmetrics = {'root': math.sqrt(2)}"));
+        let ran = ran.expect("ok").says("isolation: weak");
+        assert_eq!(ran.json["metrics"]["root"], 2_f64.sqrt());
+        assert_eq!(ran.json["enforced"]["landlock"]["status"], "applied");
+        host.assert_nothing_left();
     }
 }

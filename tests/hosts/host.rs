@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::engine::{BASE, Engine};
 use crate::harness::{Ran, children, comm, feed, judge};
+use crate::scope::{Delegation, Scope};
 use crate::user::User;
 
 /// An interpreter that each user may read.
@@ -45,6 +46,8 @@ metrics = {'two': 1 + 1}
 /// Where a program is started: by whom, through which words, with which calls refused.
 pub struct Host {
     user: Arc<User>,
+    /// What root's cgroups are made in; an ordinary user makes none.
+    cgroup: Option<Arc<Cgroup>>,
     /// The words before those that become the user; they execute the words after them.
     outer: Vec<String>,
     /// The words after them.
@@ -62,16 +65,17 @@ impl Host {
     /// This machine as it is, for that user.
     pub fn of(user: User) -> Self {
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        Self::by(Arc::new(user))
+        let cgroup = (user.id == 0).then(|| Arc::new(Cgroup::make()));
+        Self::by(Arc::new(user), cgroup)
     }
 
     /// The same user's machine without refusals.
     pub fn plain(&self) -> Self {
-        Self::by(Arc::clone(&self.user))
+        Self::by(Arc::clone(&self.user), self.cgroup.clone())
     }
 
-    fn by(user: Arc<User>) -> Self {
-        Self { user, outer: Vec::new(), inner: Vec::new(), python: PYTHON.to_owned() }
+    fn by(user: Arc<User>, cgroup: Option<Arc<Cgroup>>) -> Self {
+        Self { user, cgroup, outer: Vec::new(), inner: Vec::new(), python: PYTHON.to_owned() }
     }
 
     /// Whether the user is root.
@@ -145,10 +149,9 @@ impl Host {
     /// Runs a program there.
     pub fn output(&self, words: &[&str], input: &[u8]) -> Output {
         let program = words.iter().map(|word| (*word).to_owned());
-        let whole: Vec<String> = self
-            .outer
-            .iter()
-            .cloned()
+        let cgroup = self.cgroup.iter().flat_map(|cgroup| cgroup.enter());
+        let whole: Vec<String> = cgroup
+            .chain(self.outer.iter().cloned())
             .chain(self.user.become_it())
             .chain(self.inner.iter().cloned())
             .chain(program)
@@ -274,6 +277,8 @@ impl Host {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let home = self.path("").display().to_string();
         assert!(!mounts.contains(&home), "{mounts}");
+        let left: Vec<PathBuf> = self.cgroup.iter().flat_map(|cgroup| cgroup.left()).collect();
+        assert!(left.is_empty(), "{left:?}");
         assert!(!self.path("ran").exists(), "a line of the script ran outside");
         for shelf in fs::read_dir(self.path("store")).into_iter().flatten().flatten() {
             for entry in fs::read_dir(shelf.path()).into_iter().flatten().flatten() {
@@ -281,6 +286,42 @@ impl Host {
                 assert!(name == ".lock" || !name.starts_with('.'), "{} is unfinished", entry.path().display());
             }
         }
+    }
+}
+
+/// A cgroup of the test's own, in which nsbox, as root, makes those of its runs, and nobody else does.
+struct Cgroup {
+    /// Where the command is, which has runs beside it; version 2 alone. Dropped before what it is in.
+    leaf: Option<Scope>,
+    made: Delegation,
+}
+
+impl Cgroup {
+    fn make() -> Self {
+        let made = Delegation::to(0).unwrap();
+        let leaf = match &made {
+            Delegation::V1(_) => None,
+            Delegation::V2(scope) => {
+                scope.write("cgroup.subtree_control", "+memory +pids +cpu");
+                Some(Scope::under(scope.path()).unwrap())
+            }
+        };
+        Self { leaf, made }
+    }
+
+    /// Words that execute the words after them in it. The shell stays, or nsbox would take the leaf for its own.
+    fn enter(&self) -> Vec<String> {
+        let folders = self.leaf.as_ref().map_or_else(|| self.made.folders(), |leaf| vec![leaf.path().to_path_buf()]);
+        let enter = folders.iter().map(|folder| format!("echo $$ >{}/cgroup.procs; ", folder.display()));
+        sh(&[], &(enter.collect::<String>() + "\"$@\"; exit"))
+    }
+
+    /// The cgroups in it of runs that are over.
+    fn left(&self) -> Vec<PathBuf> {
+        let folders = self.made.folders();
+        let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap().flatten());
+        let leaf = self.leaf.as_ref().map(Scope::path);
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir() && Some(path.as_path()) != leaf).collect()
     }
 }
 

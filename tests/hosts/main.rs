@@ -9,6 +9,8 @@
 mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/scope.rs"]
+mod scope;
 #[path = "../harness/user.rs"]
 mod user;
 

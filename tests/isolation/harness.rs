@@ -167,11 +167,11 @@ pub fn processes(marker: &str) -> Vec<i32> {
 pub fn wait_for_guest(marker: &str) -> i32 {
     let deadline = Instant::now() + patiently(Duration::from_secs(20));
     while Instant::now() < deadline {
-        // The launcher's command line has the marker too; the guest's pid is another inside.
+        // The launcher's command line has the marker too, and for a moment that of the init which it clones, as 1.
         let guest = processes(marker).into_iter().find(|pid| {
             std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
                 let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-                pids.is_some_and(|pids| pids.split_whitespace().count() > 1)
+                pids.is_some_and(|pids| pids.split_whitespace().nth(1).is_some_and(|inside| inside != "1"))
             })
         });
         if let Some(guest) = guest {

@@ -1,5 +1,7 @@
 //! The kernel's surface: each call raw, outside and inside; inside from the main thread, a second thread and after exec.
 
+use std::fs;
+
 use nsbox::outcome::Verdict;
 use serde_json::Value;
 
@@ -115,15 +117,25 @@ fn names(privileged: bool) -> String {
     chosen.map(|attack| attack.name).collect::<Vec<_>>().join(",")
 }
 
-/// Whether this kernel was built without what the attack needs: then there is nothing to attack, here.
+/// Whether this is the root of a container, who lacks some capability: it may not do outside what that one is for.
+fn is_confined_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
+    let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap().trim().parse().unwrap();
+    is_root() && u64::from_str_radix(set, 16).unwrap().count_ones() <= last
+}
+
+/// Whether this kernel was built without what the attack needs, or root lacks it: then there is nothing to attack, here.
 fn absent(name: &str, said: &Value) -> bool {
-    // MFD_EXEC is a flag of Linux 6.3.
+    // MFD_EXEC is a flag of Linux 6.3; overlayfs may have no handles.
     let absent = said == "ENOSYS"
         || said == "EAFNOSUPPORT"
         || said == "EPROTONOSUPPORT"
-        || (name == "memfd_exec_flag" && said == "EINVAL");
+        || (name == "memfd_exec_flag" && said == "EINVAL")
+        || (name == "name_to_handle_at" && said == "ENOTSUP")
+        || (said == "EPERM" && is_confined_root());
     if absent {
-        eprintln!("ABSENT: this kernel has no {name} ({said} outside)");
+        eprintln!("ABSENT: this machine has no {name} ({said} outside)");
     }
     absent
 }

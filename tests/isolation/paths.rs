@@ -116,20 +116,18 @@ print(json.dumps({'files': found, 'cgroup': open('/proc/self/cgroup').read()}))
 fn every_thread_is_without_capabilities_and_under_the_filter() {
     let source = r"
 import json, os, subprocess, sys, threading
-def status(path):
+def status(text):
     wanted = ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'NoNewPrivs', 'Seccomp', 'Uid', 'Gid', 'Groups')
-    fields = (line.partition(':') for line in open(path))
+    fields = (line.partition(':') for line in text.splitlines())
     return {name: value.split() for name, _, value in fields if name in wanted}
 release = threading.Event()
 threads = [threading.Thread(target=release.wait) for _ in range(3)]
 for thread in threads: thread.start()
-found = [status(f'/proc/self/task/{task}/status') for task in os.listdir('/proc/self/task')]
+found = [status(open(f'/proc/self/task/{task}/status').read()) for task in os.listdir('/proc/self/task')]
 release.set()
 program = f'import json\n' + 'print(open(\'/proc/self/status\').read())'
 child = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True).stdout
-path = '/tmp/status'
-open(path, 'w').write(child)
-found.append(status(path))
+found.append(status(child))
 print(json.dumps(found))
 ";
     let outside: Value = harness::outside(source);

@@ -1,11 +1,12 @@
 //! What a limit leaves in the event log, and that the next run knows nothing of it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nsbox::outcome::Verdict;
 use serde_json::Value;
 
-use crate::harness::{alone, run_with, sandbox};
+use crate::harness::{alone, patiently, run_with, sandbox};
 
 fn events(log: &Path) -> Vec<Value> {
     std::fs::read_to_string(log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -65,9 +66,10 @@ fn loop_goes_on_after_every_failure() {
     if !alone("events::loop_goes_on_after_every_failure") {
         return;
     }
+    let timeout = format!("{}ms", patiently(Duration::from_millis(500)).as_millis());
     let sandbox = sandbox(&[
         ("limits.memory", "64m"),
-        ("limits.timeout", "500ms"),
+        ("limits.timeout", &timeout),
         ("limits.output", "4k"),
         ("limits.output_kill", "true"),
     ]);

@@ -1,6 +1,8 @@
 //! Processes and threads together.
 
-use crate::harness::run;
+use std::time::Duration;
+
+use crate::harness::{patiently, run};
 
 const THREADS: &str = r#"
 import threading
@@ -61,6 +63,7 @@ fn processes_up_to_the_limit_fork() {
 #[test]
 fn fork_bomb_ends_at_its_timeout_and_leaves_nothing() {
     let source = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n";
-    let ran = run(&["--pids", "16", "--timeout", "500ms"], source).expect("timeout");
+    let timeout = format!("{}ms", patiently(Duration::from_millis(500)).as_millis());
+    let ran = run(&["--pids", "16", "--timeout", &timeout], source).expect("timeout");
     assert_eq!(ran.outcome.usage.processes_peak, Some(16));
 }

@@ -67,7 +67,7 @@ fn loop_that_is_killed_again_and_again_loses_and_repeats_nothing() {
 fn interrupt_ends_the_runs_and_keeps_their_records() {
     let quick = ("a.py", "metrics = {'quick': 1}");
     let desk = Desk::new(&[quick, ("b.py", "import sys, time\ntime.sleep(float(sys.argv[1]))")]);
-    let args = ["--no-check", "--iterations", "8", "--jobs", "2", "--results", "results.jsonl", "--resume"];
+    let args = ["--no-check", "--fresh", "--iterations", "8", "--jobs", "2", "--results", "results.jsonl", "--resume"];
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         fs::remove_file(desk.path("results.jsonl")).ok();
         let child = start(&desk, &[&args[..], &["--arg", "60", "--json"]].concat());

@@ -30,6 +30,9 @@ struct Record {
     outcome: Outcome,
 }
 
+/// What the interpreter that runs these tests is sure to have.
+const PRELOAD: &str = "json";
+
 /// A folder of strategies, and room for what a loop writes.
 struct Desk {
     folder: TempDir,
@@ -53,7 +56,7 @@ impl Desk {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = nsbox(["loop"]);
         command.args(args).arg("strategies").current_dir(self.folder.path());
-        command.env("NSBOX_EVENT_LOG", self.path("events.log"));
+        command.env("NSBOX_EVENT_LOG", self.path("events.log")).env("NSBOX_PRELOAD", PRELOAD);
         command
     }
 
@@ -125,7 +128,7 @@ fn files_run_in_the_order_given_and_once_by_default() {
     let desk = Desk::new(&THREE);
     let mut command =
         nsbox(["loop", "--results", "results.jsonl", "--jobs", "1", "strategies/c.py", "strategies/a.py"]);
-    let output = command.current_dir(desk.folder.path()).output().unwrap();
+    let output = command.env("NSBOX_PRELOAD", PRELOAD).current_dir(desk.folder.path()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let strategies: Vec<String> = desk.records().into_values().map(|record| record.strategy).collect();
     assert_eq!(strategies, ["strategies/c.py", "strategies/a.py"]);

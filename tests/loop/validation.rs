@@ -67,9 +67,11 @@ fn twenty_iterations_of_the_examples_agree_to_the_last_digit() {
         }
     }
     let count = fs::read_dir(desk.path("strategies")).unwrap().count() as u64;
+    let preload = ["--preload", "pandas,numpy"];
     let (python, input) = (venv.join("bin/python"), format!("prices={}", prices.unwrap().display()));
     let args = ["--iterations", "20", "--results", "results.jsonl", "--json", "--cpus", "2", "--backend", "namespace"];
-    let output = desk.status(&[&args[..], &["--python", python.to_str().unwrap(), "--input", &input]].concat(), 0);
+    let output =
+        desk.status(&[&args[..], &preload, &["--python", python.to_str().unwrap(), "--input", &input]].concat(), 0);
     let report = json_of(&output);
     assert_eq!((&report["verdicts"], &report["fallback_rate"]), (&json!({"ok": 20}), &json!(0.0)));
     let records = desk.records();

@@ -2,12 +2,14 @@
 //!
 //! Each script that is to be held does what it tries within its own run first, where it must succeed.
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use nsbox::outcome::{Ended, Outcome, Value, Verdict};
 use nsbox::pool::Pool;
 
-use crate::harness::{alone, children};
+use crate::harness::{alone, children, comm, is_root, patiently, require};
 use crate::{builder, pool, run};
 
 /// The `result` of a run that ended well.
@@ -123,15 +125,8 @@ fn nothing_of_a_neighbour_is_seen_or_reached() {
     assert_eq!(outcome.result, Some(Value::Str("neighbour-secret".to_owned())), "{outcome:#?}");
 }
 
-#[test]
-fn memory_of_others_is_out_of_reach() {
-    if !alone("isolation::memory_of_others_is_out_of_reach") {
-        return;
-    }
-    let pool = pool(&[]);
-    let neighbour = pool.submit("import time; time.sleep(2)\nresult = 1");
-    std::thread::sleep(Duration::from_millis(300));
-    let read = r#"
+/// Reads the memory of the processes in `pids` in every way; a fork of this one has its buffer at the same address.
+const READ: &str = r#"
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 own = ctypes.create_string_buffer(b"own")
@@ -148,16 +143,45 @@ def memory(pid):
             return file.read(3) == b"own"
     except OSError:
         return False
-result = {
-    "copied": [pid for pid in range(1, 300) if copy(pid) == 3],
-    "read": [pid for pid in range(1, 300) if pid != os.getpid() and memory(pid)],
-    "traced": [pid for pid in range(1, 300) if libc.ptrace(16, pid, 0, 0) == 0],
-    "fds": [pid for pid in range(1, 300) if pid != os.getpid() and os.path.exists(f"/proc/{pid}/fd/0")],
-}
+def read(pids):
+    return {
+        "copied": [pid for pid in pids if copy(pid) == 3],
+        "read": [pid for pid in pids if memory(pid)],
+        "fds": [pid for pid in pids if os.path.exists(f"/proc/{pid}/fd/0")],
+        "traced": [pid for pid in pids if libc.ptrace(16, pid, 0, 0) == 0],
+    }
 "#;
-    let outcome = run(&pool, read);
+
+#[test]
+fn memory_of_others_is_out_of_reach() {
+    if !alone("isolation::memory_of_others_is_out_of_reach") {
+        return;
+    }
+    // Outside, a neighbour of the same user can be read.
+    let outside = format!(
+        "{READ}\npid = os.fork()\nif pid == 0:\n    import time; time.sleep(60)\nfound = read([pid])\nos.kill(pid, 9)\n\
+         print(all(found.values()))"
+    );
+    let output = Command::new("python3").args(["-c", &outside]).output().unwrap();
+    // A child, because that is what kernel.yama.ptrace_scope leaves.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "True\n", "{output:?}");
+    let pool = pool(&[]);
+    let neighbour = pool.submit(format!("{READ}\nimport time; time.sleep(3)\nresult = 1"));
+    std::thread::sleep(patiently(Duration::from_millis(300)));
+    // Its own child, every process that it can name, and the numbers that the host has for the others.
+    let host: Vec<u32> =
+        children(std::process::id()).into_iter().flat_map(|pid| [vec![pid], children(pid)].concat()).collect();
+    let read = format!(
+        "{READ}\nchild = os.fork()\nif child == 0:\n    import time; time.sleep(60)\n\
+         result = read([pid for pid in {{*range(300), *{host:?}}} - {{os.getpid(), child}}])\n\
+         result['child'] = [copy(child) == 3, libc.ptrace(16, child, 0, 0) == 0]"
+    );
+    let outcome = run(&pool, &read);
     let Some(Value::Dict(found)) = &outcome.result else { panic!("{outcome:#?}") };
-    assert!(found.iter().all(|(_, list)| *list == Value::List(Vec::new())), "{found:?}");
+    for (name, list) in found {
+        let Value::List(list) = list else { panic!("{found:?}") };
+        assert!(list.iter().all(|value| *value == Value::Bool(false)), "{name}: {found:?}");
+    }
     assert_eq!(neighbour.wait().verdict, Verdict::Ok);
 }
 
@@ -223,6 +247,77 @@ fn slot_holds_no_more_than_its_protocol() {
     assert_eq!(result(&pool, status), Value::List(expected.to_vec()));
 }
 
+/// A host with a secret in its environment and in an open file, both of which its children inherit: see
+/// `secrets_of_the_host_are_in_no_zygote_and_no_slot`.
+const HOST: &str = "NSBOX_TEST_HOST";
+
+/// What `pid` has open, by number.
+fn open_files(pid: u32) -> Vec<(u32, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut found: Vec<_> = entries
+        .map(|entry| (entry.file_name().to_str().unwrap().parse().unwrap(), entry.path()))
+        .map(|(fd, path)| (fd, fs::read_link(path).map(|link| link.display().to_string()).unwrap_or_default()))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn secrets_of_the_host_are_in_no_zygote_and_no_slot() {
+    if std::env::var_os(HOST).is_none() {
+        if !require(is_root(), "right to look into a process that hides itself") {
+            return;
+        }
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&secret, "secret-content").unwrap();
+        let output = Command::new("sh")
+            .args(["-c", "exec 9<\"$0\"; exec \"$@\""])
+            .arg(secret.path())
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "isolation::secrets_of_the_host_are_in_no_zygote_and_no_slot", "--nocapture"])
+            .env(HOST, "secret-of-the-environment")
+            .env("NSBOX_STORE", crate::harness::store())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let look = "import os; print('secret-of' in str(os.environ), os.pread(9, 99, 0).decode())";
+    let child = Command::new("python3").args(["-c", look]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&child.stdout), "True secret-content\n", "a child that is no guest has both");
+
+    let pool = pool(&[]);
+    let init = children(std::process::id()).into_iter().find(|pid| comm(*pid) == "nsbox-init").unwrap();
+    let zygote = children(init).into_iter().find(|pid| comm(*pid) != "nsbox-init").unwrap();
+    let slots = children(zygote);
+    assert!(!slots.is_empty());
+    for pid in slots.iter().copied().chain([init, zygote]) {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        assert!(!environ.windows(6).any(|window| window == b"secret"), "{pid}: {}", String::from_utf8_lossy(&environ));
+    }
+    // Null devices, the socket to the supervisor (whose copies keep the numbers that programs are not to have), the
+    // signalfd, its own pid namespace, and for each slot the socket on which its end is told.
+    let known = ["/dev/null", "socket:", "anon_inode:[signalfd]", "pid:", "anon_inode:[pidfd]"];
+    for (fd, link) in open_files(zygote) {
+        assert!(known.iter().any(|known| link.starts_with(known)), "{fd} -> {link}");
+    }
+    let sockets: std::collections::BTreeSet<_> =
+        open_files(zygote).into_iter().map(|(_, link)| link).filter(|link| link.starts_with("socket:")).collect();
+    assert_eq!(sockets.len(), 1 + slots.len(), "{:?}", open_files(zygote));
+    for slot in slots {
+        let numbers: Vec<u32> = open_files(slot).into_iter().map(|(fd, _)| fd).collect();
+        assert_eq!(numbers, [0, 1, 2, 3, 4], "{:?}", open_files(slot));
+        // Its line is its own, not the zygote's.
+        let line = &open_files(slot)[3].1;
+        assert!(line.starts_with("socket:") && !sockets.contains(line), "{line} {sockets:?}");
+    }
+    // Within: neither is to be found, and no way leads to the zygote's socket.
+    let search = "import os, socket\nline = socket.socket(fileno=3)\n\
+                  result = ['secret' in str(os.environ), os.path.exists('/proc/self/fd/9'), \
+                  os.path.exists('/proc/1/fd/3'), bool(line.getpeername()), bool(line.getsockname())]";
+    assert_eq!(result(&pool, search), Value::List(vec![Value::Bool(false); 5]));
+}
+
 #[track_caller]
 fn expect(outcome: &Outcome, verdict: Verdict, ended: Ended) {
     assert_eq!((outcome.verdict, outcome.ended), (verdict, ended), "{outcome:#?}");
@@ -269,6 +364,52 @@ fn answer_of_its_own_making_counts_for_its_own_run_alone() {
     expect(&run(&pool, &garbage), Verdict::Error, Ended::Answered);
     let hollow = forge.replace("b'i'", "b'm'").replace("while True", "os.ftruncate(4, 1 << 25)\nwhile True");
     assert_ne!(run(&pool, &hollow).verdict, Verdict::Lost);
+}
+
+#[test]
+fn answer_to_an_earlier_request_is_none() {
+    if !alone("isolation::answer_to_an_earlier_request_is_none") {
+        return;
+    }
+    let pool = pool(&[]);
+    let find = "import os, sys\nframe = sys._getframe()\nwhile 'nonce' not in frame.f_locals:\n    frame = frame.f_back\n\
+                nonce = frame.f_locals['nonce']\n";
+    let mut nonces = Vec::new();
+    for _ in 0..4 {
+        let Value::Bytes(nonce) = result(&pool, &format!("{find}result = nonce")) else { panic!() };
+        assert!(nonce.len() == 16 && !nonces.contains(&nonce), "{nonces:?}");
+        nonces.push(nonce);
+    }
+    // Answered with those, a run goes on: its end is what it is.
+    let hex: Vec<String> =
+        nonces.iter().map(|nonce| nonce.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
+    // The first of them is the last that is heard.
+    let source = format!(
+        "import os\nfor nonce in {hex:?}:\n    try:\n        os.write(3, bytes.fromhex(nonce) + b'i')\n    \
+         except BrokenPipeError:\n        pass\nos._exit(42)"
+    );
+    let outcome = run(&pool, &source);
+    expect(&outcome, Verdict::Error, Ended::Exited);
+    assert_eq!(outcome.exit_code, Some(42));
+}
+
+#[test]
+fn second_answer_is_not_heard() {
+    if !alone("isolation::second_answer_is_not_heard") {
+        return;
+    }
+    let pool = pool(&[]);
+    // Two documents, {"v": 1, "names": {"result": 1 or 2}, "notes": []}: the first one is the run's.
+    let twice = "import os, sys\nframe = sys._getframe()\nwhile 'nonce' not in frame.f_locals:\n    frame = frame.f_back\n\
+                 nonce = frame.f_locals['nonce']\n\
+                 document = lambda value: b'\\xa3\\x61v\\x01\\x65names\\xa1\\x66result' + bytes([value]) + b'\\x65notes\\x80'\n\
+                 for value in (1, 2, 3):\n    os.write(3, nonce + b'i' + document(value))\nwhile True: pass";
+    for i in 0..5 {
+        let outcome = run(&pool, twice);
+        expect(&outcome, Verdict::Ok, Ended::Answered);
+        assert_eq!(outcome.result, Some(Value::Int(1)), "{outcome:#?}");
+        assert_eq!(result(&pool, &format!("result = {i}")), Value::Int(i));
+    }
 }
 
 #[test]

@@ -3,9 +3,14 @@
 //! Each test is run again in a process of its own, which owns all the processes, cgroups and descriptors that it counts.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../harness/engine.rs"]
+mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/python.rs"]
+mod python;
 
+mod images;
 mod isolation;
 mod lifecycle;
 mod verdicts;

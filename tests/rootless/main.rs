@@ -8,7 +8,7 @@ mod harness;
 
 mod degraded;
 mod delegated;
-#[allow(dead_code, reason = "each suite uses a part of it")]
+#[path = "../harness/scope.rs"]
 mod scope;
 #[path = "../harness/user.rs"]
 mod user;

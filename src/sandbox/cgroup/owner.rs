@@ -1,4 +1,4 @@
-//! Whose a run's cgroup is, told by its name.
+//! Whose a run's cgroup or container is, told by its name.
 
 use std::fs;
 use std::io;
@@ -7,12 +7,12 @@ use std::time::Duration;
 /// What a name of ours begins with.
 const PREFIX: &str = "nsbox-";
 
-/// Whose a cgroup is: a pid namespace, a pid in it, and when that process started, for pids are used again.
+/// Whose it is: a pid namespace, a pid in it, and when that process started, for pids are used again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Owner {
     pid_namespace: u64,
-    pub(super) pid: u32,
-    started: u64,
+    pub(crate) pid: u32,
+    pub(crate) started: u64,
 }
 
 impl Owner {
@@ -25,7 +25,7 @@ impl Owner {
     }
 
     /// A name that no other run has, now or later.
-    pub(super) fn next_name(&self) -> String {
+    pub(crate) fn next_name(&self) -> String {
         // Unique among the runs of one process, with no state: two threads never stand at one address at one time, and
         // the clock tells one thread's runs apart.
         let now =
@@ -34,8 +34,8 @@ impl Owner {
         format!("{PREFIX}{}-{}-{}-{thread}-{now}", self.pid_namespace, self.pid, self.started)
     }
 
-    /// Whether `name` is that of a cgroup whose owner, in this pid namespace, is dead.
-    pub(super) fn is_stale(&self, name: &str) -> bool {
+    /// Whether `name` is that of a run whose owner, in this pid namespace, is dead.
+    pub(crate) fn is_stale(&self, name: &str) -> bool {
         let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
         let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
         else {

@@ -119,13 +119,25 @@ fn restrict(chains: &mut BTreeMap<u32, Chain>, options: Options) {
         // MFD_NOEXEC_SEAL. EACCES is the kernel's own answer under vm.memfd_noexec = 2.
         refuse("memfd_create", libc::EACCES, &[masked(1, 0x8, 0)]);
     }
-    if options.shares_host_ipc {
-        for name in ["socket", "connect", "bind", "shmget", "semget", "msgget", "mq_open"] {
+    if options.shares_host {
+        for name in ["socket", "connect", "bind", "shmget", "semget", "msgget", "mq_open", "setsid", "setpgid"] {
             refuse(name, libc::EACCES, &[]);
         }
         // A pair of datagram sockets (2, and 3 by another name) can send to any path or abstract name.
         for kind in [2, 3] {
             refuse("socketpair", libc::EACCES, &[masked(1, 0xf, kind)]);
+        }
+        // A group or everybody: 0, and what is negative as an int.
+        refuse("kill", libc::EACCES, &[masked(0, u64::from(u32::MAX), 0)]);
+        refuse("kill", libc::EACCES, &[masked(0, 1 << 31, 1 << 31)]);
+        // Another process than the caller's own, or all of a group or user.
+        let other = |index, value| Condition { index, op: Op::Ne, value };
+        for name in ["prlimit64", "sched_setaffinity", "sched_setparam", "sched_setscheduler"] {
+            refuse(name, libc::EACCES, &[other(0, 0)]);
+        }
+        for (name, process) in [("setpriority", 0), ("ioprio_set", 1)] {
+            refuse(name, libc::EACCES, &[other(0, process)]);
+            refuse(name, libc::EACCES, &[other(1, 0)]);
         }
     }
 }

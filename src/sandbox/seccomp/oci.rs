@@ -16,7 +16,7 @@ const MFD_NOEXEC_SEAL: u64 = 0x8;
 impl Profile {
     /// The profile without what Docker adds to the format: entries for other machines and kernels are left out, and
     /// memfds must be sealed against execution, since no runtime sets `vm.memfd_noexec`.
-    pub(in crate::sandbox) fn oci(&self) -> Result<LinuxSeccomp, OciSpecError> {
+    pub(crate) fn oci(&self) -> Result<LinuxSeccomp, OciSpecError> {
         let kernel = kernel_version();
         let mut syscalls = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.applies(Arch::HOST, kernel)) {

@@ -123,12 +123,26 @@ fn strict_profile_has_threads_and_neither_processes_nor_addressable_sockets() {
 
 #[test]
 fn shared_host_ipc_leaves_no_socket_that_reaches_the_host() {
-    let options = Options { shares_host_ipc: true, ..Options::default() };
-    for call in ["socket", "connect", "bind", "shmget", "semget", "msgget", "mq_open"] {
+    let options = Options { shares_host: true, ..Options::default() };
+    for call in ["socket", "connect", "bind", "shmget", "semget", "msgget", "mq_open", "setsid", "setpgid"] {
         assert_eq!(verdict_with("default", call, &[1, 1, 0], options), refused(libc::EACCES), "{call}");
     }
     assert_eq!(verdict_with("default", "socketpair", &[1, 0x8_0001], options), ALLOW);
     assert_eq!(verdict_with("default", "socketpair", &[1, 0x8_0003], options), refused(libc::EACCES));
+    for (pid, expected) in [
+        (0, refused(libc::EACCES)),
+        (u64::MAX, refused(libc::EACCES)),
+        (0xffff_fff0, refused(libc::EACCES)),
+        (7, ALLOW),
+    ] {
+        assert_eq!(verdict_with("default", "kill", &[pid, 9], options), expected, "{pid}");
+    }
+    for (call, own, other) in
+        [("prlimit64", [0, 7], [7, 7]), ("setpriority", [0, 0], [0, 7]), ("setpriority", [0, 0], [2, 0])]
+    {
+        assert_eq!(verdict_with("default", call, &own, options), ALLOW, "{call}");
+        assert_eq!(verdict_with("default", call, &other, options), refused(libc::EACCES), "{call}");
+    }
 }
 
 #[test]
@@ -202,8 +216,8 @@ fn builtin_table_is_what_the_files_compile_to() {
 fn builtin_program_is_the_compiled_profile_under_all_options() {
     for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
         for bits in 0..8 {
-            let [require_memfd_noexec, shares_host_ipc, notify] = [1, 2, 4].map(|bit| bits & bit != 0);
-            let options = Options { require_memfd_noexec, shares_host_ipc, notify, arch };
+            let [require_memfd_noexec, shares_host, notify] = [1, 2, 4].map(|bit| bits & bit != 0);
+            let options = Options { require_memfd_noexec, shares_host, notify, arch };
             assert_eq!(builtin_program(name, options).unwrap(), builtin(name).compile(options).unwrap());
         }
     }

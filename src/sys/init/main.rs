@@ -21,10 +21,15 @@ use execute::program::*;
 use execute::{Buffer, Program, SIGCHLD, child_signals, load, nr, occupy, reap, report, report_descriptor, syscall, wait};
 
 const RT_SIGACTION: usize = 13;
+const NANOSLEEP: usize = 35;
+const GETPID: usize = 39;
 const CLONE: usize = 56;
+const KILL: usize = 62;
 const PRCTL: usize = 157;
 const EXIT_GROUP: usize = 231;
 
+const SIGKILL: usize = 9;
+const NO_SUCH_PROCESS: isize = -3;
 const CLONE_VM: usize = 0x100;
 const CLONE_PIDFD: usize = 0x1000;
 const CLONE_VFORK: usize = 0x4000;
@@ -118,16 +123,33 @@ fn serve(control: usize, supervisor: i32, guest: isize) -> ! {
             reap(signals as usize, |pid, code, status| {
                 if pid as isize == guest {
                     report(control, REPORT_ENDED, 0, 0, code, status);
-                    exit(0);
+                    end(0, guest, signals as usize);
                 }
             });
         }
         // A slot's init is told nothing more. A zygote's is: programs, or else that this ends.
         // SAFETY: the guest has been started.
         if orphaned || said && (guest == NOBODY || !unsafe { spawn(control) }) {
-            exit(ABANDONED);
+            end(ABANDONED, guest, signals as usize);
         }
     }
+}
+
+/// Ends. Where that does not end a pid namespace, the guest's process group is killed and reaped before: orphans of it are
+/// children of this process (PR_SET_CHILD_SUBREAPER).
+fn end(status: usize, guest: isize, signals: usize) -> ! {
+    // SAFETY: no call but nanosleep takes a pointer, to its two words.
+    unsafe {
+        while guest != NOBODY && syscall(GETPID, [0; 6]) != 1 {
+            if syscall(KILL, [-guest as usize, SIGKILL, 0, 0, 0, 0]) == NO_SUCH_PROCESS {
+                break;
+            }
+            let pause = [0_usize, 100_000];
+            syscall(NANOSLEEP, [pause.as_ptr() as usize, 0, 0, 0, 0, 0]);
+            reap(signals, |_, _, _| {});
+        }
+    }
+    exit(status)
 }
 
 unsafe extern "C" fn main(stack: *const usize) -> ! {

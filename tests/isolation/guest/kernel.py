@@ -177,6 +177,8 @@ def tty(request):
         fd = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
         libc.grantpt(fd), libc.unlockpt(fd)
         libc.ptsname.restype = ctypes.c_char_p
+        if os.getpid() != os.getpgrp():
+            os.setsid()  # the leader of a session gets it as its own, which an ordinary user's must be
         fd = os.open(libc.ptsname(fd), os.O_RDWR)
         keep.append(fd)
     except OSError:

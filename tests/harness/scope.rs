@@ -1,5 +1,6 @@
-//! A cgroup of version 2 that a test makes, as systemd makes a scope: under the nearest one above this process whose
+//! A cgroup that a test makes. Of version 2 as systemd makes a scope: under the nearest one above this process whose
 //! children have the controllers.
+#![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::fs;
 use std::io;
@@ -29,9 +30,7 @@ impl Scope {
 
     /// Under a cgroup that the test chooses.
     pub fn under(parent: &Path) -> io::Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("test-{}-{}.scope", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = parent.join(name);
+        let folder = parent.join(name("test") + ".scope");
         fs::create_dir(&folder).map(|()| Self(folder))
     }
 
@@ -84,4 +83,76 @@ fn remove(folder: &Path) -> io::Result<()> {
         remove(&entry.path())?;
     }
     fs::remove_dir(folder)
+}
+
+fn name(kind: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{kind}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What root has delegated to a user: a scope of version 2, or a child of this process's cgroup in each hierarchy of version
+/// 1. Removed when dropped.
+pub enum Delegation {
+    V1(Vec<PathBuf>),
+    V2(Scope),
+}
+
+impl Delegation {
+    /// `None` where this process can make no cgroup.
+    pub fn to(user: u32) -> Option<Self> {
+        if let Some(scope) = Scope::new() {
+            return Some(Self::V2(scope.delegated_to(user)));
+        }
+        let name = name("delegated");
+        let mut folders = Vec::new();
+        for controller in ["memory", "pids", "cpu", "cpuacct"] {
+            let folder = own_cgroup(controller)?.join(&name);
+            // cpu and cpuacct are often one hierarchy.
+            if folders.contains(&folder) {
+                continue;
+            }
+            fs::create_dir(&folder).ok()?;
+            for file in ["", "tasks", "cgroup.procs"] {
+                chown(folder.join(file), Some(user), Some(user)).unwrap();
+            }
+            folders.push(folder);
+        }
+        Some(Self::V1(folders))
+    }
+
+    /// What the user's processes are put into.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        match self {
+            Self::V1(folders) => folders.clone(),
+            Self::V2(scope) => vec![scope.path().to_path_buf()],
+        }
+    }
+}
+
+impl Drop for Delegation {
+    fn drop(&mut self) {
+        let Self::V1(folders) = self else { return };
+        for folder in folders {
+            let removed = fs::remove_dir(&folder);
+            // A test that fails says why by itself.
+            assert!(removed.is_ok() || std::thread::panicking(), "{}: {removed:?}", folder.display());
+        }
+    }
+}
+
+/// Where this process is in the hierarchy of a controller of version 1.
+fn own_cgroup(controller: &str) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| {
+        let options = line.rsplit(' ').next().unwrap_or_default();
+        line.contains(" - cgroup ") && options.split(',').any(|option| option == controller)
+    })?;
+    let (root, point) = (mount.split(' ').nth(3)?, mount.split(' ').nth(4)?);
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let path = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        fields.next()?.split(',').any(|name| name == controller).then(|| fields.next()).flatten()
+    })?;
+    let inside = path.strip_prefix(root.trim_end_matches('/')).unwrap_or(path);
+    Some(PathBuf::from(point).join(inside.trim_start_matches('/')))
 }

@@ -1,0 +1,182 @@
+//! A run's files on this host: copies of inputs that only their owner may read, and the artifacts as they come.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::{Component, Path, PathBuf};
+
+use bollard::models::{Mount, MountBindOptions, MountBindOptionsPropagationEnum, MountType};
+
+use super::Error;
+use crate::image;
+use crate::sandbox::cgroup::Owner;
+use crate::sandbox::{Error as InputError, Script, check_input_name, idmap};
+
+/// A folder of one run, in the store; removed with it.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    fn make(name: &str) -> Result<Self, Error> {
+        let made = || -> io::Result<Self> {
+            let parent = parent().map_err(io::Error::other)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&parent)?;
+            let path = parent.join(name);
+            DirBuilder::new().mode(0o700).create(&path)?;
+            Ok(Self { path })
+        };
+        made().map_err(|source| Error::Step { step: "make a folder in the store", source })
+    }
+
+    /// Removes those of dead supervisors. What cannot be removed is in nobody's way.
+    pub(super) fn sweep(owner: &Owner) {
+        let entries = parent().ok().and_then(|parent| fs::read_dir(parent).ok());
+        for entry in entries.into_iter().flatten().flatten() {
+            if owner.is_stale(&entry.file_name().to_string_lossy()) {
+                fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // The next start tries again.
+        fs::remove_dir_all(&self.path).ok();
+    }
+}
+
+fn parent() -> Result<PathBuf, image::Error> {
+    Ok(image::store_dir()?.join("docker"))
+}
+
+/// The inputs of a run, as the engine binds them.
+#[derive(Debug, Default)]
+pub(super) struct Inputs {
+    pub mounts: Vec<Mount>,
+    /// Copies of those that the guest's user could not read.
+    copies: Option<Folder>,
+}
+
+impl Inputs {
+    /// Finds them; `name` is that of the run.
+    pub(super) fn find(script: &Script, name: &str) -> Result<Self, Error> {
+        let mut found = Self::default();
+        for (i, (input, path)) in script.inputs.iter().enumerate() {
+            check_input_name(&script.inputs, i)?;
+            let failed = |source| InputError::Input { name: input.clone(), path: path.clone(), source };
+            let mut source = path.canonicalize().map_err(failed)?;
+            let metadata = fs::metadata(&source).map_err(failed)?;
+            if !metadata.is_dir() && !metadata.is_file() {
+                return Err(failed(io::Error::other("an input is a regular file or a folder")).into());
+            }
+            if !idmap::is_everybodys(&source).map_err(failed)? {
+                let folder = match &mut found.copies {
+                    Some(folder) => folder,
+                    none => none.insert(Folder::make(name)?),
+                };
+                let copy = folder.path.join(input);
+                copy_open(&source, &copy).map_err(failed)?;
+                source = copy;
+            }
+            found.mounts.push(bind(&source, input)?);
+        }
+        Ok(found)
+    }
+}
+
+fn bind(source: &Path, input: &str) -> Result<Mount, Error> {
+    let Some(text) = source.to_str() else {
+        let source_error = io::Error::other("its path is not UTF-8, which the engine cannot be told");
+        let (name, path) = (input.to_owned(), source.to_owned());
+        return Err(InputError::Input { name, path, source: source_error }.into());
+    };
+    let propagation = Some(MountBindOptionsPropagationEnum::RPRIVATE);
+    Ok(Mount {
+        target: Some(format!("/input/{input}")),
+        source: Some(text.to_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(true),
+        // What is mounted below would not be read-only.
+        bind_options: Some(MountBindOptions { propagation, non_recursive: Some(true), ..Default::default() }),
+        ..Default::default()
+    })
+}
+
+/// Copies a file or a tree, readable for everybody. Links stay links.
+fn copy_open(source: &Path, target: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(source)?;
+    if metadata.is_symlink() {
+        return symlink(fs::read_link(source)?, target);
+    }
+    if metadata.is_dir() {
+        fs::create_dir(target)?;
+        for entry in fs::read_dir(source)? {
+            let entry = entry?;
+            copy_open(&entry.path(), &target.join(entry.file_name()))?;
+        }
+        return fs::set_permissions(target, Permissions::from_mode(0o755));
+    }
+    if metadata.is_file() {
+        fs::copy(source, target)?;
+        fs::set_permissions(target, Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
+/// The tree of /output as it comes out of the container: what is over the limit is there with its size alone, and what is
+/// neither a file nor a folder as a link, so that whoever collects them sees the same as in the container.
+#[derive(Debug)]
+pub(super) struct Staging {
+    folder: Folder,
+    left: u64,
+    /// The file that pieces belong to.
+    current: Option<File>,
+}
+
+impl Staging {
+    pub(super) fn make(name: &str, limit: u64) -> Result<Self, Error> {
+        let folder = Folder::make(&format!("{name}-output"))?;
+        Ok(Self { folder, left: limit, current: None })
+    }
+
+    /// Begins an artifact. Nothing in this folder was made by anybody else, so its path leads nowhere else.
+    pub(super) fn begin(&mut self, kind: u8, size: u64, path: &[u8]) -> io::Result<()> {
+        self.current = None;
+        let path = Path::new(OsStr::from_bytes(path));
+        let is_below = path.components().all(|part| matches!(part, Component::Normal(_)));
+        if path.as_os_str().is_empty() || !is_below {
+            return Err(io::Error::other("an artifact's path leads out of /output"));
+        }
+        let place = self.folder.path.join(path);
+        match kind {
+            b'd' => fs::create_dir(place),
+            b'f' => {
+                let file = OpenOptions::new().write(true).create_new(true).open(place)?;
+                if let Some(left) = self.left.checked_sub(size) {
+                    self.left = left;
+                    self.current = Some(file);
+                    Ok(())
+                } else {
+                    file.set_len(size)
+                }
+            }
+            _ => symlink("/dev/null", place),
+        }
+    }
+
+    /// Adds to the artifact that was begun.
+    pub(super) fn add(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.current.as_mut().map_or(Ok(()), |file| file.write_all(piece))
+    }
+
+    /// The tree, to be collected while this lives.
+    pub(super) fn open(&self) -> io::Result<OwnedFd> {
+        Ok(File::open(&self.folder.path)?.into())
+    }
+}

@@ -1,0 +1,215 @@
+//! Engines that are absent, old, lack the image, or die; and what is left of supervisors that did.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nsbox::docker::{Docker, Error};
+use nsbox::outcome::{Ended, Verdict};
+use nsbox::sandbox::{Script, Stdin, Stream, Watch};
+
+use crate::engine::{BASE, Engine};
+use crate::harness::until;
+use crate::{beside_engine, config, docker, engine, expect, run, says, text};
+
+/// In a process that runs one script until it is killed: the socket of the engine.
+const VICTIM: &str = "NSBOX_TEST_VICTIM";
+/// There: whether its script reads standard input.
+const READS: &str = "NSBOX_TEST_VICTIM_READS";
+
+#[test]
+fn absent_engine_is_unavailable_and_says_what_to_do() {
+    let docker = Docker::new(config(&[])).unwrap().socket("/nowhere/docker.sock");
+    let outcome = docker.run("pass", Watch::default());
+    assert_eq!((outcome.verdict, outcome.backend, outcome.ended), (Verdict::Unavailable, None, Ended::NotStarted));
+    for word in ["/nowhere/docker.sock", "No such file", "systemctl start docker", "DOCKER_HOST", "usermod -aG docker"]
+    {
+        says(&outcome, word);
+    }
+}
+
+#[test]
+fn absent_image_is_unavailable_and_says_what_to_do() {
+    let Some(engine) = engine() else { return };
+    let outcome = run(&engine, &[("docker.image", "no-such-image:1")], "pass");
+    assert_eq!((outcome.verdict, outcome.backend), (Verdict::Unavailable, None));
+    for word in ["no-such-image:1", "docker build", "docker.image", &engine.socket().display().to_string()] {
+        says(&outcome, word);
+    }
+}
+
+#[test]
+fn image_that_comes_later_is_found_by_the_next_run() {
+    let Some(engine) = engine() else { return };
+    let docker = docker(&engine, &[("docker.image", "comes-later:1")]);
+    assert_eq!(docker.run("pass", Watch::default()).verdict, Verdict::Unavailable);
+    assert!(engine.docker(["tag", BASE, "comes-later:1"]).status().unwrap().success());
+    expect(&docker.run("pass", Watch::default()), Verdict::Ok);
+}
+
+#[test]
+fn image_without_python_is_unavailable() {
+    let Some(engine) = engine() else { return };
+    let outcome = run(&engine, &[("python", "/no/such/python3")], "pass");
+    assert_eq!((outcome.verdict, outcome.backend), (Verdict::Unavailable, None), "{outcome:#?}");
+    says(&outcome, "/no/such/python3");
+}
+
+/// An engine that only tells its version.
+#[test]
+fn engine_that_is_too_old_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            if stream.read(&mut request).unwrap_or(0) > 0 {
+                let body = r#"{"ApiVersion": "1.40", "Version": "19.03.15"}"#;
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close";
+                write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok();
+            }
+        }
+    });
+    let outcome = Docker::new(config(&[])).unwrap().socket(&socket).run("pass", Watch::default());
+    assert_eq!(outcome.verdict, Verdict::Unavailable);
+    for word in ["has version 1.40", "1.41 is needed", "Docker 20.10", &socket.display().to_string()] {
+        says(&outcome, word);
+    }
+}
+
+#[test]
+fn engine_that_does_not_answer_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let keys = [("limits.setup_timeout", "1s")];
+    let begun = Instant::now();
+    let outcome = Docker::new(config(&keys)).unwrap().socket(&socket).run("pass", Watch::default());
+    assert_eq!(outcome.verdict, Verdict::Unavailable);
+    says(&outcome, "longer than 1s");
+    says(&outcome, "limits.setup_timeout");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn foreign_socket_in_docker_host_and_profiles_that_are_none_are_errors() {
+    let error = Docker::new(config(&[("seccomp", "/nowhere.json")])).unwrap_err();
+    assert!(matches!(error, Error::Seccomp(_)) && error.code() == "docker.seccomp", "{error}");
+    assert!(Docker::new(config(&[("check", "true"), ("policy", "/nowhere.yaml")])).is_err());
+}
+
+/// The pid of an engine of this test's own.
+fn pid_of(engine: &Engine) -> Pid {
+    let pid = fs::read_to_string(engine.socket().with_file_name("pid")).unwrap();
+    Pid::from_raw(pid.trim().parse().unwrap())
+}
+
+/// How many processes are in the cgroups of an engine's containers.
+fn processes(folder: &Path, engine: &str) -> usize {
+    let below = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    let own = if folder.to_str().unwrap().contains(engine) {
+        fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().count()
+    } else {
+        0
+    };
+    own + below.map(|entry| processes(&entry.path(), engine)).sum::<usize>()
+}
+
+#[test]
+fn engine_killed_while_a_script_runs_is_lost() {
+    if engine().is_none() {
+        return;
+    }
+    let engine = Engine::start();
+    assert!(engine.has_base());
+    let dockerd = pid_of(&engine);
+    let docker = docker(&engine, &[("limits.timeout", "10s")]);
+    let mut sink = |_: Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap();
+    let begun = Instant::now();
+    let watch = Watch { sink: Some(&mut sink), cancel: None };
+    let outcome = docker.run("import time\nprint('begun')\ntime.sleep(600)\nresult = 1", watch);
+    expect(&outcome, Verdict::Lost);
+    assert_eq!((outcome.ended, outcome.stdout.len(), &outcome.result), (Ended::Lost, 0, &None));
+    says(&outcome, "was lost while the script ran");
+    says(&outcome, &engine.socket().display().to_string());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert_eq!(docker.run("pass", Watch::default()).verdict, Verdict::Unavailable);
+    let name = engine.socket().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    until("its script ends, by the limit that pid 1 holds too", || processes(Path::new("/sys/fs/cgroup"), &name) == 0);
+}
+
+#[test]
+fn container_is_removed_however_its_script_ends() {
+    let test = "engines::container_is_removed_however_its_script_ends";
+    let keys = [("limits.timeout", "5s"), ("limits.memory", "96m"), ("limits.cpus", "1")];
+    let Some(docker) = beside_engine(test, &keys) else { return };
+    for (source, verdict) in [
+        ("pass", Verdict::Ok),
+        ("raise ValueError", Verdict::Error),
+        ("while True: pass", Verdict::Timeout),
+        ("x = bytearray(512 << 20)", Verdict::Oom),
+        ("import os\nos.abort()", Verdict::Signal),
+    ] {
+        expect(&docker.run(source, Watch::default()), verdict);
+        let filter = format!("label=nsbox.supervisor.pid={}", std::process::id());
+        let output = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "after {verdict:?}: {output:?}");
+    }
+}
+
+/// How many containers a supervisor has, of these states.
+fn containers(engine: &Engine, supervisor: u32, flags: &[&str]) -> usize {
+    let filter = format!("label=nsbox.supervisor.pid={supervisor}");
+    let args = [&["ps", "--quiet", "--filter", &filter], flags].concat();
+    let output = engine.docker(args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout).lines().count()
+}
+
+#[test]
+fn killed_supervisor_leaves_a_container_that_the_next_sweeps() {
+    let test = "engines::killed_supervisor_leaves_a_container_that_the_next_sweeps";
+    if let Some(socket) = std::env::var_os(VICTIM) {
+        // The victim: it is killed while its script runs.
+        let docker = Docker::new(config(&[])).unwrap().socket(socket);
+        let mut sink = |_: Stream, bytes: &[u8]| std::io::stdout().write_all(bytes).unwrap();
+        let reads = std::env::var_os(READS).is_some();
+        let source = "import sys, time\nsys.stdin.read(1)\nprint('begun')\ntime.sleep(600)";
+        let stdin = if reads { Stdin::Stream(Box::new(&b"x"[..])) } else { Stdin::Empty };
+        docker.run(Script::from(source).stdin(stdin), Watch { sink: Some(&mut sink), cancel: None });
+        return;
+    }
+    let Some(engine) = engine() else { return };
+    for reads in [false, true] {
+        let mut victim = Command::new(std::env::current_exe().unwrap());
+        victim.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(VICTIM, engine.socket());
+        victim.envs(reads.then_some((READS, "1")));
+        let mut victim = victim.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut said = Vec::new();
+        let mut stdout = victim.stdout.take().unwrap();
+        while !said.ends_with(b"begun\n") {
+            let mut byte = [0];
+            assert_eq!(stdout.read(&mut byte).unwrap(), 1, "{}", text(&said));
+            said.push(byte[0]);
+        }
+        let id = victim.id();
+        // What runs is not swept while its supervisor lives.
+        expect(&run(&engine, &[], "pass"), Verdict::Ok);
+        assert_eq!(containers(&engine, id, &[]), 1);
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        if !reads {
+            until("the script ends with its supervisor", || containers(&engine, id, &[]) == 0);
+        }
+        assert_eq!(containers(&engine, id, &["--all"]), 1);
+        expect(&run(&engine, &[], "pass"), Verdict::Ok);
+        assert_eq!(containers(&engine, id, &["--all"]), 0, "the next start removes it");
+    }
+}

@@ -1,0 +1,187 @@
+//! Which interpreters and images a pool serves, and what its zygote may be.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use nsbox::outcome::{Ended, Outcome, Value, Verdict};
+use nsbox::pool::Pool;
+
+use crate::engine::base_tarball;
+use crate::harness::{alone, children, comm, is_root, require};
+use crate::python::{VERSIONS, environment, pyenv};
+use crate::{builder, run};
+
+#[track_caller]
+fn answered(outcome: &Outcome) -> &Value {
+    assert_eq!((outcome.verdict, outcome.ended), (Verdict::Ok, Ended::Answered), "{outcome:#?}");
+    outcome.result.as_ref().unwrap()
+}
+
+/// What a run in it says of its interpreter, one after the other.
+#[track_caller]
+fn versions_of(pool: &Pool) -> Vec<Value> {
+    let source = "import sys, json, random\nresult = '.'.join(map(str, sys.version_info[:2]))";
+    (0..4).map(|_| answered(&run(pool, source)).clone()).collect()
+}
+
+/// Threads of a pool, one that outlasts the script, and what is left for the very end.
+const THREADS: &str = "
+import atexit, threading, time
+from concurrent.futures import ThreadPoolExecutor
+atexit.register(print, 'at exit')
+with ThreadPoolExecutor(2) as pool:
+    total = sum(pool.map(abs, range(-9, 1)))
+threading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()
+result = [total, threading.main_thread().is_alive()]
+";
+
+#[test]
+fn every_version_of_python_serves() {
+    if !alone("images::every_version_of_python_serves") {
+        return;
+    }
+    for (version, python) in VERSIONS.into_iter().filter_map(|version| Some((version, pyenv(version)?))) {
+        let pool = builder(&[("python", &python.display().to_string()), ("preload", "json,random,threading")])
+            .slots(2)
+            .build()
+            .unwrap();
+        assert_eq!(versions_of(&pool), vec![Value::Str(version.to_owned()); 4], "{}", python.display());
+        // Its exceptions, its exit and its children are those of any script.
+        let outcome = run(&pool, "import os\nif os.fork() == 0:\n    os._exit(0)\nos.wait()\nraise ValueError('why')");
+        assert_eq!((outcome.verdict, outcome.exit_code), (Verdict::Error, Some(1)), "{version}: {outcome:#?}");
+        assert!(String::from_utf8_lossy(&outcome.stderr).ends_with("ValueError: why\n"), "{version}: {outcome:#?}");
+        // Nothing of the warm-up's end is left: thread pools work, threads are waited for, exit handlers run.
+        let outcome = run(&pool, THREADS);
+        assert_eq!(answered(&outcome), &Value::List(vec![Value::Int(45), Value::Bool(true)]), "{version}");
+        assert_eq!(String::from_utf8_lossy(&outcome.stdout), "late\nat exit\n", "{version}");
+        assert_eq!(pool.counts().crashes, 0, "{version}");
+    }
+}
+
+#[test]
+fn root_file_system_serves() {
+    if !alone("images::root_file_system_serves") {
+        return;
+    }
+    // Only root can make one with every owner and device in it.
+    let Some(tarball) = require(is_root(), "right to unpack a root file system").then(base_tarball).flatten() else {
+        return;
+    };
+    let root = tempfile::tempdir().unwrap();
+    let mut unpack = Command::new("tar");
+    unpack.args(["--extract", "--exclude=./dev/*", "--file"]).arg(tarball).arg("--directory").arg(root.path());
+    assert!(unpack.status().unwrap().success());
+    std::fs::write(root.path().join("etc/image-release"), "of the image").unwrap();
+    let pool = builder(&[("image", &root.path().display().to_string())]).slots(2).build().unwrap();
+    for _ in 0..3 {
+        let outcome =
+            run(&pool, "import json, os\nresult = [open('/etc/image-release').read(), os.path.exists('/root')]");
+        let Value::List(seen) = answered(&outcome) else { panic!("{outcome:#?}") };
+        assert_eq!(seen[0], Value::Str("of the image".to_owned()));
+        assert!(!outcome.degraded, "{:#?}", outcome.enforced);
+    }
+}
+
+/// A pool whose zygote has imported numpy and pandas.
+fn of_pandas(keys: &[(&str, &str)]) -> Option<Pool> {
+    let python: PathBuf = environment("3.11")?.join("bin/python");
+    let keys = [&[("python", python.to_str().unwrap()), ("preload", "numpy,pandas")], keys].concat();
+    Some(builder(&keys).slots(2).build().unwrap())
+}
+
+#[test]
+fn random_numbers_of_numpy_are_drawn_by_each_run_anew() {
+    if !alone("images::random_numbers_of_numpy_are_drawn_by_each_run_anew") {
+        return;
+    }
+    let draw = "import numpy, random\nresult = [float(numpy.random.random()), random.random(), \
+                float(numpy.random.default_rng().random())]";
+    let Some(pool) = of_pandas(&[]) else { return };
+    let drawn: Vec<Value> = (0..4).map(|_| answered(&run(&pool, draw)).clone()).collect();
+    for (i, this) in drawn.iter().enumerate() {
+        for that in &drawn[..i] {
+            let (Value::List(this), Value::List(that)) = (this, that) else { panic!("{drawn:?}") };
+            assert!(this.iter().zip(that).all(|(a, b)| a != b), "{drawn:?}");
+        }
+    }
+    drop(pool);
+    // With a seed they are those of every other run with it, warm or cold.
+    let Some(seeded) = of_pandas(&[("seed", "7")]) else { return };
+    let draw = "import numpy, random\nresult = [float(numpy.random.random()), random.random()]";
+    let drawn: Vec<Value> = (0..3).map(|_| answered(&run(&seeded, draw)).clone()).collect();
+    let python = environment("3.11").unwrap().join("bin/python");
+    let cold = crate::harness::sandbox(&[("seed", "7"), ("python", python.to_str().unwrap())]).run(draw);
+    assert!(drawn.iter().all(|value| Some(value) == cold.result.as_ref()), "{drawn:?}, {:?}", cold.result);
+}
+
+#[test]
+fn patch_of_a_preloaded_library_is_the_run_s_alone() {
+    if !alone("images::patch_of_a_preloaded_library_is_the_run_s_alone") {
+        return;
+    }
+    let Some(pool) = of_pandas(&[]) else { return };
+    let patch = "import numpy as np, pandas as pd\npd.DataFrame.sum = lambda self: 'patched'\nnp.pi = 4\n\
+                 pd.options.display.max_rows = 7\nnp.seterr(all='ignore')\n";
+    let look = "import numpy as np, pandas as pd\n\
+                result = [pd.DataFrame({'a': [1]}).sum() is 'patched', np.pi == 4, pd.options.display.max_rows == 7, \
+                np.geterr()['divide'] == 'ignore']";
+    assert_eq!(answered(&run(&pool, &format!("{patch}{look}"))), &Value::List(vec![Value::Bool(true); 4]));
+    for _ in 0..4 {
+        assert_eq!(answered(&run(&pool, look)), &Value::List(vec![Value::Bool(false); 4]));
+    }
+}
+
+/// The text of why there is no pool.
+#[track_caller]
+fn refusal(keys: &[(&str, &str)]) -> String {
+    let error = builder(keys).build().unwrap_err();
+    assert_eq!(error.code(), "pool-start");
+    format!("{error:?}")
+}
+
+#[test]
+fn warm_up_that_fails_is_told() {
+    if !alone("images::warm_up_that_fails_is_told") {
+        return;
+    }
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&script, "raise ValueError('of the warm-up')").unwrap();
+    let text = refusal(&[("warm_up", script.path().to_str().unwrap())]);
+    assert!(text.contains("run the warm-up script") && text.contains("ValueError: of the warm-up"), "{text}");
+    let text = refusal(&[("warm_up", "/no/such/warm_up.py")]);
+    assert!(text.contains("/no/such/warm_up.py"), "{text}");
+}
+
+/// A warm-up that wants a thread in the zygote with every fork.
+const HOOK: &str = "
+import os, threading, time
+def start(threading=threading, time=time):
+    threading.Thread(target=time.sleep, args=(99,), daemon=True).start()
+os.register_at_fork(after_in_parent=start)
+";
+
+#[test]
+fn zygote_with_threads_forks_nothing() {
+    if !alone("images::zygote_with_threads_forks_nothing") {
+        return;
+    }
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let path = script.path().to_str().unwrap();
+    std::fs::write(
+        &script,
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True).start()",
+    )
+    .unwrap();
+    let text = refusal(&[("warm_up", path)]);
+    assert!(text.contains("1 more thread"), "{text}");
+    // A hook of each fork can start none: the kernel refuses a thread to whoever forks into another pid namespace.
+    std::fs::write(&script, HOOK).unwrap();
+    let pool = builder(&[("warm_up", path)]).slots(2).build().unwrap();
+    for _ in 0..6 {
+        let threads = "import threading\nresult = threading.active_count()";
+        assert_eq!(answered(&run(&pool, threads)), &Value::Int(1));
+    }
+    assert_eq!(pool.counts().crashes, 0);
+    drop(pool);
+    assert!(children(std::process::id()).into_iter().all(|pid| comm(pid) != "nsbox-init"));
+}
