@@ -427,6 +427,14 @@ impl Sandbox {
     }
 }
 
+/// Moves this process, which is nsbox's own, into a leaf of its cgroup where runs could have no limits beside it: see
+/// [`Ground::survey`]. Where that fails, so will the sandbox, and it says why.
+pub(crate) fn settle() {
+    if let Ok(owner) = cgroup::Owner::current() {
+        Hierarchy::discover(&owner, true).ok();
+    }
+}
+
 /// The text that a policy (`None` is the built-in one) lets run, or its report; and how long that took.
 pub(crate) fn checked(
     policy: Option<&Policy>,
@@ -458,14 +466,6 @@ pub(crate) fn check_input_name(inputs: &[(String, PathBuf)], index: usize) -> Re
         return Err(Error::InputTwice { name: name.clone() });
     }
     Ok(())
-}
-
-/// Moves this process, which is nsbox's own, into a leaf of its cgroup where runs could have no limits beside it: see
-/// [`Ground::survey`]. Where that fails, so will the sandbox, and it says why.
-pub(crate) fn settle() {
-    if let Ok(owner) = cgroup::Owner::current() {
-        Hierarchy::discover(&owner, true).ok();
-    }
 }
 
 /// What a run needs beside its nest, found by looking at files.

@@ -60,16 +60,17 @@ pub(super) fn examine(prober: Option<&Prober<'_>>) -> Vec<Layer> {
     layers
 }
 
-/// No hierarchy has all the controllers.
+/// There is no place for cgroups.
 fn none(tried: &str, error: &Error) -> Vec<Layer> {
     let knobs = knob::no_cgroup(error);
     let mut layers = vec![Layer::refused("cgroup", tried, chain(error), knobs.clone())];
-    let Error::NoController { missing } = error else { return layers };
     for (layer, name) in LAYERS.into_iter().zip(["memory", "pids", "cpu"]) {
-        layers.push(if missing.split(", ").any(|missing| missing == name) {
-            Layer::refused(layer, tried, "not offered to this process", knobs.clone())
-        } else {
-            Layer::untried(layer, "offered, but the others are missing")
+        layers.push(match error {
+            Error::NoController { missing } if missing.split(", ").any(|missing| missing == name) => {
+                Layer::refused(layer, tried, "not offered to this process", knobs.clone())
+            }
+            Error::NoController { .. } => Layer::untried(layer, "offered, but the others are missing"),
+            _ => Layer::untried(layer, "there is no place for a cgroup"),
         });
     }
     layers

@@ -143,7 +143,9 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The cache does not have all of it, and the network is not to be asked.
-    #[error("failed to build offline: the cache lacks {} packages, {package} first; build once with the network", .count)]
+    #[error(
+        "failed to build offline: {package} is not in the cache (missing packages: {count}); build once with the network"
+    )]
     Offline {
         /// Name and version of the first.
         package: String,
@@ -292,7 +294,7 @@ pub fn build(store: &Store, options: &Options, progress: &dyn Progress) -> Resul
     let failed = |source| Error::Write { path: tree.clone(), source };
     Unpacker::new(&tree, Limits::default()).map_err(failed)?.apply(base, true)?;
     install::prepare(&tree, options.profile == Profile::Slim, lock.wheels.iter().map(|w| (w, cache.path(w))))?;
-    install::run(&tree, progress)?;
+    install::run(&tree, &staging, progress)?;
 
     progress.begin("packing the image", None);
     let layout = staging.make_dir("layout")?;

@@ -282,12 +282,17 @@ pub struct Held {
 pub(crate) struct Staging {
     path: PathBuf,
     lock_path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Staging {
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its lock, for a process to share: what it works on stays until it has ended too.
+    pub(crate) fn share_lock(&self) -> io::Result<File> {
+        self.lock.try_clone()
     }
 
     /// A folder in it, with its parents.
@@ -379,7 +384,7 @@ impl Store {
                 continue;
             }
             let path = shelf.join(name);
-            let staging = Staging { path, lock_path, _lock: lock };
+            let staging = Staging { path, lock_path, lock };
             remove_all(&staging.path)?;
             DirBuilder::new().mode(0o755).create(&staging.path).map_err(failed("make", &staging.path))?;
             return Ok(staging);

@@ -23,7 +23,7 @@ const HEAD: usize = 20;
 /// Tells the answer to one request from anything else.
 pub(crate) type Nonce = [u8; 16];
 
-/// One that nobody can guess.
+/// A nonce that nobody can guess.
 pub(crate) fn nonce() -> io::Result<Nonce> {
     let mut nonce = Nonce::default();
     File::open("/dev/urandom")?.read_exact(&mut nonce)?;

@@ -6,7 +6,6 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
-#[allow(dead_code, reason = "each suite uses a part of it")]
 #[path = "../harness/user.rs"]
 mod user;
 

@@ -6,6 +6,8 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/metrics.rs"]
+mod metrics;
 #[path = "../harness/python.rs"]
 mod python;
 
@@ -16,15 +18,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use harness::{Ran, judge, nsbox, require};
+use metrics::{OUTSIDE, assert_same};
 use python::{VERSIONS, environment, pyenv};
-
-/// Runs a script as plain Python does and prints what it leaves in `metrics`.
-const OUTSIDE: &str = r#"
-import contextlib, io, json, runpy, sys
-with contextlib.redirect_stdout(io.StringIO()):
-    names = runpy.run_path(sys.argv[1], run_name="__main__")
-print(json.dumps(names["metrics"], default=lambda number: number.item()))
-"#;
 
 fn strategies() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/strategies");
@@ -58,25 +53,6 @@ fn outside(python: &Path, prices: Option<&Path>, script: &Path) -> Value {
     let output = Command::new(python).args(["-c", OUTSIDE]).arg(&copy).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Fails unless both are the same but for the last digits of floats.
-fn assert_same(inside: &Value, outside: &Value, place: &str) {
-    match (inside, outside) {
-        (Value::Number(a), Value::Number(b)) => {
-            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-            assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0), "{place}: {a} inside, {b} outside");
-        }
-        (Value::Object(a), Value::Object(b)) => {
-            assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{place}");
-            a.iter().for_each(|(key, value)| assert_same(value, &b[key], &format!("{place}.{key}")));
-        }
-        (Value::Array(a), Value::Array(b)) => {
-            assert_eq!(a.len(), b.len(), "{place}");
-            a.iter().zip(b).for_each(|(a, b)| assert_same(a, b, place));
-        }
-        _ => assert_eq!(inside, outside, "{place}"),
-    }
 }
 
 fn strategies_run_on(version: &str) {

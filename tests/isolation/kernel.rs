@@ -119,10 +119,11 @@ fn names(privileged: bool) -> String {
 
 /// Whether this is the root of a container, who lacks some capability: it may not do outside what that one is for.
 fn is_confined_root() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim();
-    let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap().trim().parse().unwrap();
-    is_root() && u64::from_str_radix(set, 16).unwrap().count_ones() <= last
+    let status = fs::read_to_string("/proc/self/status").expect("a status");
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("a line").trim();
+    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").expect("a number");
+    let last: u32 = last.trim().parse().expect("a number");
+    is_root() && u64::from_str_radix(set, 16).expect("a set").count_ones() <= last
 }
 
 /// Whether this kernel was built without what the attack needs, or root lacks it: then there is nothing to attack, here.

@@ -58,7 +58,7 @@ fn run_within_its_limits_logs_none() {
     let log = folder.path().join("log");
     run_with(&[("NSBOX_EVENT_LOG", log.to_str().unwrap())], &[], "pass").expect("ok");
     let types: Vec<Value> = events(&log).iter().map(|event| event["event_type"].clone()).collect();
-    assert_eq!(types, ["execution_mode_selected", "namespace_execution_success"]);
+    assert_eq!(types, ["sandbox_mode_enabled", "execution_mode_selected", "namespace_execution_success"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use super::Error;
 use super::lock::Package;
 use crate::image::Progress;
+use crate::image::store::Staging;
 
 const INSTALLER: &str = include_str!("../../../rootfs/install.py");
 const CUT: &str = include_str!("../../../rootfs/cut.txt");
@@ -53,8 +54,9 @@ pub(super) fn prepare<'a>(
     Ok(())
 }
 
-/// Runs it, and takes it out of the tree again.
-pub(super) fn run(tree: &Path, progress: &dyn Progress) -> Result<(), Error> {
+/// Runs it, and takes it out of the tree again. Where the build is killed, it ends at its next line, and the tree stays
+/// until then: its standard input, an empty file, is the lock that keeps it.
+pub(super) fn run(tree: &Path, staging: &Staging, progress: &dyn Progress) -> Result<(), Error> {
     let spawn_failed = |source| Error::Spawn { source };
     let mut child = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"])
@@ -63,7 +65,7 @@ pub(super) fn run(tree: &Path, progress: &dyn Progress) -> Result<(), Error> {
         // Nothing of the caller's environment; strings hash the same in every build.
         .args(["/usr/bin/env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", "PYTHONHASHSEED=0"])
         .args(["python3", "-S", "-s", "-B", "/build/install.py"])
-        .stdin(Stdio::null())
+        .stdin(staging.share_lock().map_err(spawn_failed)?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
