@@ -183,8 +183,8 @@ pub enum Error {
         /// What was fetched.
         found: Digest,
     },
-    /// An index that does not answer in PEP 691's format.
-    #[error("failed to understand what {place} lists: PIP_INDEX_URL names an index with the JSON of PEP 691")]
+    /// An index that answers neither in PEP 691's format nor in PEP 503's.
+    #[error("failed to understand what {place} lists: PIP_INDEX_URL names an index of PEP 503 or 691")]
     Index {
         /// The address.
         place: String,

@@ -1,7 +1,8 @@
 //! Gets the packages of a lock: from the store's cache, else from Debian's mirror or the machine's index of wheels.
 //!
 //! A file counts by its digest alone, wherever it came from, so a build with a kept cache needs no network. The index is
-//! the one that pip would ask (`PIP_INDEX_URL`, then `index-url` of pip's configuration), by PEP 691's JSON.
+//! the one that pip would ask (`PIP_INDEX_URL`, then `index-url` of pip's configuration), by PEP 691's JSON or, as mirrors
+//! may answer, PEP 503's HTML.
 
 use std::env;
 use std::fs::{self, File};
@@ -23,7 +24,7 @@ const MIRROR: &str = "http://deb.debian.org";
 /// The index of the Python community.
 const INDEX: &str = "https://pypi.org/simple";
 /// What an index is asked for.
-const SIMPLE_JSON: &str = "application/vnd.pypi.simple.v1+json";
+const SIMPLE: &str = "application/vnd.pypi.simple.v1+json, text/html;q=0.1";
 /// How many files are fetched at once.
 const AT_ONCE: usize = 6;
 /// How often a transfer that broke is begun again.
@@ -180,7 +181,7 @@ struct Hashes {
 async fn listed(client: &Client, package: &Package, index: &str) -> Result<Url, Error> {
     let page = url(index, &format!("{}/", package.name))?;
     let failed = |source: reqwest::Error| fetch_failed(package, &page, source);
-    let response = client.get(page.clone()).header(header::ACCEPT, SIMPLE_JSON).send().await.map_err(failed)?;
+    let response = client.get(page.clone()).header(header::ACCEPT, SIMPLE).send().await.map_err(failed)?;
     let dropped = || Error::Dropped { package: package.shown(), place: shown(&page) };
     if response.status() == StatusCode::NOT_FOUND {
         return Err(dropped());
@@ -188,12 +189,29 @@ async fn listed(client: &Client, package: &Package, index: &str) -> Result<Url, 
     let response = response.error_for_status().map_err(failed)?;
     // The place that was asked may have led elsewhere, and links count from there.
     let from = response.url().clone();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let is_html = kind.starts_with("text/html");
     let text = response.bytes().await.map_err(failed)?;
-    let project: Project =
-        serde_json::from_slice(&text).map_err(|source| Error::Index { place: shown(&page), source })?;
     let hex = package.digest.hex();
-    let file = project.files.iter().find(|file| file.hashes.sha256.as_deref() == Some(&hex)).ok_or_else(dropped)?;
-    from.join(&file.url).map_err(|_| Error::Address { text: file.url.clone() })
+    let link = if is_html {
+        linked(&String::from_utf8_lossy(&text), &hex)
+    } else {
+        let project: Project =
+            serde_json::from_slice(&text).map_err(|source| Error::Index { place: shown(&page), source })?;
+        project.files.into_iter().find(|file| file.hashes.sha256.as_deref() == Some(&hex)).map(|file| file.url)
+    };
+    let link = link.ok_or_else(dropped)?;
+    from.join(&link).map_err(|_| Error::Address { text: link })
+}
+
+/// The link on a page of PEP 503 whose fragment is this digest.
+fn linked(page: &str, hex: &str) -> Option<String> {
+    let digest = format!("#sha256={hex}");
+    let mut links = page.split("href=").skip(1).filter_map(|rest| {
+        let quote = rest.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
+        rest[1..].split(quote).next()
+    });
+    links.find_map(|link| link.strip_suffix(&digest)).map(|link| link.replace("&amp;", "&"))
 }
 
 fn client() -> Result<Client, Error> {
@@ -261,6 +279,15 @@ fn configured_index(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn link_is_found_by_its_digest() {
+        let page = "<a href=\"a.whl#sha256=00\">a</a>\n<a class='x' href='../b?x=1&amp;y=2#sha256=11'>b</a>";
+        assert_eq!(linked(page, "00").as_deref(), Some("a.whl"));
+        assert_eq!(linked(page, "11").as_deref(), Some("../b?x=1&y=2"));
+        assert_eq!(linked(page, "22"), None);
+        assert_eq!(linked("href=", "00"), None);
+    }
 
     #[test]
     fn index_is_that_of_pips_configuration() {
