@@ -254,8 +254,7 @@ impl Remote {
             return Err(Error::Layer { what: digest.to_string(), source });
         }
         file.sync_all().map_err(keep_failed)?;
-        store.adopt_blob(&partial, &digest).map_err(|error| keep_failed(io::Error::other(error)))?;
-        store.link_blob(&digest, blobs).map_err(|error| keep_failed(io::Error::other(error)))
+        store.adopt_blob(&partial, &digest, blobs).map_err(|error| keep_failed(io::Error::other(error)))
     }
 
     /// Fetches what is missing of a layer; the digest of the whole.
