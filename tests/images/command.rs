@@ -68,7 +68,7 @@ fn image_is_imported_listed_inspected_verified_and_removed() {
     assert!(told.contains("./var/lib/dpkg/status: expected"), "{told}");
 
     assert!(text(&nsbox(&place, &["image", "rm", "base"])).contains("the image has others"));
-    assert_eq!(json(&nsbox(&place, &["image", "rm", "--json", "other"]))[0][1], *digest);
+    assert_eq!(json(&nsbox(&place, &["image", "rm", "--json", "other"]))[0]["removed"], *digest);
     let gone = nsbox(&place, &["image", "inspect", "base"]);
     assert_eq!(gone.status.code(), Some(125));
     assert!(String::from_utf8(gone.stderr).unwrap().contains("there is no image \"base\""));

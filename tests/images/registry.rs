@@ -64,6 +64,8 @@ impl Registry {
 
     /// Brings a layout's image, and all that its index leads to, into the registry as `quant/base:TAG`.
     fn push(&self, layout: &Path, tag: &str) {
+        // Another test may have been quicker.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() });
         let reference: Reference = format!("127.0.0.1:{}/quant/base:{tag}", self.port).parse().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -363,7 +365,8 @@ fn registry_that_gives_another_thing_is_refused() {
 #[test]
 fn name_of_no_image_is_told() {
     let place = Place::new();
-    for name in ["", "UPPER/case", "127.0.0.1:5000/", "127.0.0.1:5000/a b"] {
+    for name in ["", "base", "base:1", "quant/base:1", "127.0.0.1:5000/UPPER", "127.0.0.1:5000/", "127.0.0.1:5000/a b"]
+    {
         let source: Source = format!("oci://{name}").parse().unwrap();
         let error = place.store.import(&source, None, &Options::default(), &()).unwrap_err();
         assert_eq!(error.code(), "registry-reference", "{name:?}: {}", chain(&error));
