@@ -20,6 +20,7 @@ pub mod archive;
 mod binds;
 pub mod build;
 mod digest;
+mod documents;
 mod host;
 mod import;
 pub mod layer;

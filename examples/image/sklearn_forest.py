@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from backtesting.test import GOOG
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
@@ -11,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 YEAR = 252
 
-prices = pd.read_csv("/input/prices", index_col=0, parse_dates=True)
+prices = GOOG
 close = prices["Close"]
 returns = close.pct_change()
 features = pd.DataFrame(

@@ -133,16 +133,19 @@ fn holds_images(file: &File, compression: Compression) -> Result<bool, Error> {
     let meter = Rc::new(Meter::default());
     meter.expect_headers();
     let mut archive = tar::Archive::new(Metered { stream: decoder, meter: Rc::clone(&meter) });
-    let mut entries = archive.entries().map_err(Error::Tar)?;
-    let name = loop {
-        let Some(entry) = entries.next() else { return Ok(false) };
+    // The folder that was archived may come first.
+    for entry in archive.entries().map_err(Error::Tar)?.take(2) {
         let name = member_name(&entry.map_err(Error::Tar)?.path_bytes());
-        // The folder that was archived comes first.
         if !matches!(name.as_str(), "" | ".") {
-            break name;
+            return Ok(is_of_images(&name));
         }
         meter.expect_headers();
-    };
+    }
+    Ok(false)
+}
+
+/// Whether an archive of images has such a member.
+fn is_of_images(name: &str) -> bool {
     let top = name.split('/').next().unwrap_or_default();
     // `docker save` of old and skopeo start with DIGEST/, DIGEST.json or DIGEST.tar; others with sha256:DIGEST.
     let is_digest = top
@@ -151,7 +154,7 @@ fn holds_images(file: &File, compression: Compression) -> Result<bool, Error> {
         .split('.')
         .next()
         .is_some_and(|stem| stem.len() == 64 && stem.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    Ok(is_digest || matches!(top, "blobs" | "index.json" | "manifest.json" | "oci-layout" | "repositories"))
+    is_digest || matches!(top, "blobs" | "index.json" | "manifest.json" | "oci-layout" | "repositories")
 }
 
 /// The decompressed archive, in a file that vanishes with its last descriptor.

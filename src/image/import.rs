@@ -12,16 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use oci_spec::image::{
-    Arch, ConfigBuilder, Descriptor, DescriptorBuilder, ImageConfigurationBuilder, ImageIndexBuilder,
-    ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, RootFsBuilder,
-};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::{self, Content, Opened};
 use super::digest::Digest;
-use super::layer::{self, Compression, Expected, Layer, Pump, queue};
-use super::layout::{self, Description, LayerAt, blob_path};
+use super::documents;
+use super::layer::{self, Expected, Layer, Pump, queue};
+use super::layout::{self, Description, LayerAt};
 use super::mtree;
 use super::registry::{self, Fetch, Remote};
 use super::store::{Error, Record, Staging, Store};
@@ -271,7 +268,7 @@ impl Import<'_> {
         let failed = self.staging.failed(super::store::TREE);
         let mut out =
             Hashing { out: BufWriter::new(File::create(&description).map_err(&failed)?), hash: Sha256::new() };
-        let totals = mtree::describe(&unpacked.root, &unpacked.digests, &unpacked.times, &mut out).map_err(&failed)?;
+        let totals = mtree::describe(&unpacked.root, &unpacked.digests, &mut out).map_err(&failed)?;
         out.out.flush().map_err(&failed)?;
         let tree_digest = Digest::from(out.hash);
 
@@ -417,72 +414,29 @@ impl Import<'_> {
     fn documents(&self, layers: &[Layer]) -> Result<(Vec<u8>, Vec<u8>), Error> {
         let config = match &self.parcel.config {
             Some(config) => config.clone(),
-            None => make_config(layers).map_err(Error::Document)?.into_bytes(),
+            None => documents::config(layers).map_err(Error::Document)?.into_bytes(),
         };
         let manifest = match &self.parcel.manifest {
             Some(manifest) => manifest.clone(),
-            None => make_manifest(&config, layers).map_err(Error::Document)?.into_bytes(),
+            None => documents::manifest(&config, layers).map_err(Error::Document)?.into_bytes(),
         };
         Ok((config, manifest))
     }
 
-    /// Completes the OCI layout, and says the same in the words of `docker save`.
+    /// Completes the image's folder.
     fn write_layout(&self, record: &Record, config: &[u8], manifest: &[u8], blobs: &Path) -> Result<(), Error> {
         for (digest, text) in [(&record.config, config), (&record.digest, manifest)] {
             fs::write(blobs.join(digest.hex()), text).map_err(self.staging.failed(&digest.hex()))?;
         }
-        let index = make_index(record, manifest.len() as u64).map_err(Error::Document)?;
-        let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build();
-        let layout = layout.and_then(|layout| layout.to_string()).map_err(Error::Document)?;
-        let paths: Vec<String> = record.layers.iter().map(|layer| blob_path(&layer.digest)).collect();
-        let saved = serde_json::json!([{ "Config": blob_path(&record.config), "RepoTags": null, "Layers": paths }]);
-        let record = serde_json::to_string_pretty(record).unwrap_or_default();
-        let saved = saved.to_string();
-        let files = [
-            ("layout/index.json", &index),
-            ("layout/oci-layout", &layout),
-            ("layout/manifest.json", &saved),
-            (super::store::RECORD, &record),
-        ];
-        for (name, text) in files {
-            fs::write(self.staging.path().join(name), text).map_err(self.staging.failed(name))?;
+        for (name, text) in documents::of_layout(record, manifest.len() as u64).map_err(Error::Document)? {
+            let name = format!("layout/{name}");
+            fs::write(self.staging.path().join(&name), text).map_err(self.staging.failed(&name))?;
         }
+        let failed = self.staging.failed(super::store::RECORD);
+        let text = serde_json::to_string_pretty(record).map_err(|error| failed(error.into()))?;
+        fs::write(self.staging.path().join(super::store::RECORD), text).map_err(failed)?;
         Ok(())
     }
-}
-
-fn descriptor(media_type: MediaType, size: u64, digest: &Digest) -> Result<Descriptor, oci_spec::OciSpecError> {
-    let digest: oci_spec::image::Digest = digest.to_string().parse()?;
-    DescriptorBuilder::default().media_type(media_type).size(size).digest(digest).build()
-}
-
-/// The configuration of a root file system, which has no time and no history, so that one tar is one image.
-fn make_config(layers: &[Layer]) -> Result<String, oci_spec::OciSpecError> {
-    let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-    let rootfs = RootFsBuilder::default().typ("layers").diff_ids(diff_ids).build()?;
-    let builder = ImageConfigurationBuilder::default().architecture(Arch::default()).os(Os::Linux);
-    builder.config(ConfigBuilder::default().build()?).rootfs(rootfs).build()?.to_string()
-}
-
-fn make_manifest(config: &[u8], layers: &[Layer]) -> Result<String, oci_spec::OciSpecError> {
-    let layers = layers.iter().map(|layer| {
-        let media_type = match layer.compression {
-            Compression::None => MediaType::ImageLayer,
-            Compression::Gzip => MediaType::ImageLayerGzip,
-            Compression::Zstd => MediaType::ImageLayerZstd,
-        };
-        descriptor(media_type, layer.size, &layer.digest)
-    });
-    let layers = layers.collect::<Result<Vec<_>, _>>()?;
-    let config = descriptor(MediaType::ImageConfig, config.len() as u64, &Digest::of(config))?;
-    let builder = ImageManifestBuilder::default().schema_version(2_u32).media_type(MediaType::ImageManifest);
-    builder.config(config).layers(layers).build()?.to_string()
-}
-
-fn make_index(record: &Record, size: u64) -> Result<String, oci_spec::OciSpecError> {
-    let manifest = descriptor(MediaType::ImageManifest, size, &record.digest)?;
-    let builder = ImageIndexBuilder::default().schema_version(2_u32).media_type(MediaType::ImageIndex);
-    builder.manifests(vec![manifest]).build()?.to_string()
 }
 
 /// Hashes what it writes.

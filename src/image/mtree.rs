@@ -44,12 +44,7 @@ pub struct Totals {
 }
 
 /// Describes a tree that has just been unpacked, and gives its folders their modes and times.
-pub(crate) fn describe(
-    root: &Root,
-    digests: &HashMap<u64, Digest>,
-    times: &HashMap<u64, TimeSpec>,
-    out: &mut impl Write,
-) -> io::Result<Totals> {
+pub(crate) fn describe(root: &Root, digests: &HashMap<u64, Digest>, out: &mut impl Write) -> io::Result<Totals> {
     out.write_all(HEAD.as_bytes())?;
     let mut totals = Totals::default();
     let mut counted = std::collections::HashSet::new();
@@ -70,7 +65,7 @@ pub(crate) fn describe(
     let finish = |folder: BorrowedFd<'_>| {
         let ino = fstat(folder)?.st_ino;
         // A folder that no layer names has no time of its own: the same in every unpacking.
-        root::finish(folder, 0o755, times.get(&ino).copied().unwrap_or(TimeSpec::new(0, 0)))
+        root::finish(folder, 0o755, root.times.get(&ino).copied().unwrap_or(TimeSpec::new(0, 0)))
     };
     finish(root.fd())?;
     walk(root.fd(), Path::new("."), 0, &finish, &mut line)?;

@@ -9,6 +9,8 @@ use super::unpack::Problem;
 
 const ATTRIBUTE: &str = "SCHILY.xattr.";
 const CAPABILITY: &str = "security.capability";
+/// A tar's block, which no number fills.
+const BLOCK: usize = 512;
 /// What a map of holes may take.
 const MAX_MAP: usize = 1 << 20;
 
@@ -104,8 +106,8 @@ impl Pax {
                     let pieces = usize::try_from(numbers[0]).ok().filter(|count| *count <= MAX_MAP / 4);
                     wanted = 1 + 2 * pieces.ok_or_else(damaged)?;
                 }
-            } else if text.len() < MAX_MAP {
-                let mut block = [0; 512];
+            } else if text.len() < MAX_MAP && text.len() - at < BLOCK {
+                let mut block = [0; BLOCK];
                 entry.read_exact(&mut block)?;
                 text.extend_from_slice(&block);
             } else {

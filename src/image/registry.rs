@@ -49,6 +49,9 @@ pub enum Error {
     /// What names no image.
     #[error("it names no image: expected oci://HOST[:PORT]/NAME[:TAG][@sha256:...]")]
     Reference(#[source] oci_client::ParseError),
+    /// A name without a host, for which others take a public registry.
+    #[error("it names no registry: expected oci://HOST[:PORT]/NAME[:TAG][@sha256:...]")]
+    NoHost,
     /// The client cannot be started.
     #[error("failed to start the registry's client")]
     Start(#[source] io::Error),
@@ -98,7 +101,7 @@ pub enum Error {
 impl Error {
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            Self::Reference(_) => "registry-reference",
+            Self::Reference(_) | Self::NoHost => "registry-reference",
             Self::Start(_) => "registry-start",
             Self::Fetch { .. } => "registry-fetch",
             Self::BrokeOff { .. } => "registry-broke-off",
@@ -124,6 +127,9 @@ pub(crate) struct Remote {
 impl Remote {
     /// A client for the registry that a reference names; it asks nothing yet.
     pub(crate) fn new(reference: &str, options: &Options) -> Result<Self, Error> {
+        if !names_host(reference) {
+            return Err(Error::NoHost);
+        }
         let reference: Reference = reference.parse().map_err(Error::Reference)?;
         let plain_http = options.plain_http || is_loopback(reference.resolve_registry());
         // Where another part of the process has chosen one already, that one serves as well.
@@ -254,8 +260,7 @@ impl Remote {
             return Err(Error::Layer { what: digest.to_string(), source });
         }
         file.sync_all().map_err(keep_failed)?;
-        store.adopt_blob(&partial, &digest).map_err(|error| keep_failed(io::Error::other(error)))?;
-        store.link_blob(&digest, blobs).map_err(|error| keep_failed(io::Error::other(error)))
+        store.adopt_blob(&partial, &digest, blobs).map_err(|error| keep_failed(io::Error::other(error)))
     }
 
     /// Fetches what is missing of a layer; the digest of the whole.
@@ -347,6 +352,11 @@ fn hash_part(mut file: &File, size: u64) -> io::Result<(Sha256, u64)> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether what a reference starts with is a host, and not the first part of a name.
+fn names_host(reference: &str) -> bool {
+    reference.split_once('/').is_some_and(|(host, _)| host == "localhost" || host.contains(['.', ':']))
 }
 
 /// Whether a registry's host is this machine, so that nobody between can read or change what it says.

@@ -4,6 +4,7 @@
 //! lead in the guest, and a `..` or an absolute target stops at the tree's own root. What the entry itself names is made
 //! or removed by its last component in the folder found so, and no link is followed there.
 
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -33,6 +34,8 @@ pub(crate) struct Root {
     fd: OwnedFd,
     /// The last folder asked for: entries come folder by folder.
     last: Option<(PathBuf, Rc<Folder>)>,
+    /// Times of the folders by inode, to be set when all is in them; a folder that no layer names has none.
+    pub times: HashMap<u64, TimeSpec>,
     seed: RandomState,
 }
 
@@ -49,7 +52,7 @@ impl Root {
     /// The tree at a folder of nsbox's own.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let fd = File::open(path)?.into();
-        Ok(Self { fd, last: None, seed: RandomState::new() })
+        Ok(Self { fd, last: None, times: HashMap::new(), seed: RandomState::new() })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -71,7 +74,10 @@ impl Root {
                     Err(Errno::EEXIST) => return Err(Errno::ENOENT.into()),
                     made => made?,
                 }
-                self.find(path)?
+                let made = self.find(path)?;
+                // A folder that is gone may have had the inode.
+                self.times.remove(&made.ino);
+                made
             }
             found => found?,
         };

@@ -7,6 +7,8 @@
 //! Modes become 0755 or 0644 by the owner's `x`: the guest owns nothing and must read everything, and nobody else on the
 //! host may write. Owners are the caller's, times are kept, for `.pyc` files hold those of their sources.
 
+mod error;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,135 +28,13 @@ use super::import::Limits;
 use super::meter::{Meter, Metered};
 use super::pax::Pax;
 use super::root::{self, Folder, MAX_DEPTH, MAX_PATH, Place, Root};
+use error::MAX_LINK;
+pub use error::{Error, Problem};
 
-/// A symbolic link longer than this is no link that Linux can follow.
-const MAX_LINK: usize = 4095;
 /// How many names a note gives.
 const SHOWN: usize = 3;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// Why a layer is refused. Which layer it is, the caller says.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// An entry that nsbox does not unpack.
-    #[error("refused the entry {entry:?}: {problem}")]
-    Entry {
-        /// Its path, as far as it is known.
-        entry: PathBuf,
-        /// What is wrong.
-        problem: Problem,
-    },
-    /// More entries than allowed.
-    #[error("at {entry:?} it exceeds the limit of {limit} entries in all layers: --max-entries raises the limit")]
-    TooMany {
-        /// The first one too many.
-        entry: PathBuf,
-        /// The limit.
-        limit: u64,
-    },
-    /// Larger files than allowed.
-    #[error("at {entry:?} its files exceed {limit} bytes in all layers: --max-size raises the limit")]
-    TooLarge {
-        /// The first one too many.
-        entry: PathBuf,
-        /// The limit.
-        limit: u64,
-    },
-    /// The tar is broken.
-    #[error("failed to read the entry after {after:?}: it is damaged or no tar archive")]
-    Tar {
-        /// The last entry that was whole.
-        after: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The tar ends without its end marker.
-    #[error("it ends after {after:?} without an end marker: it was cut off")]
-    Unfinished {
-        /// The last entry.
-        after: PathBuf,
-    },
-    /// Something follows the tar's end, which other programs may take for entries.
-    #[error("it goes on after its end marker (after {after:?}): repack it as one archive")]
-    Trailing {
-        /// The last entry.
-        after: PathBuf,
-    },
-    /// The tree cannot be written.
-    #[error("failed to unpack {entry:?} in the store (NSBOX_STORE names another)")]
-    Write {
-        /// The entry.
-        entry: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// What is wrong with an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Problem {
-    /// Its path starts at the root.
-    #[error("its path is absolute: entries are relative to the image's root, repack without -P")]
-    Absolute,
-    /// Its path has a `..`.
-    #[error("its path leads out of its folder by '..'")]
-    Parent,
-    /// Its path names the root, and it is no folder.
-    #[error("it names the image's root itself")]
-    TheRoot,
-    /// Its path has a NUL.
-    #[error("its path holds a NUL character")]
-    Nul,
-    /// Its path is too long or too deep.
-    #[error("its path is longer than {MAX_PATH} bytes or deeper than {MAX_DEPTH} folders (fixed limits)")]
-    TooLong,
-    /// A link without a target, or with an impossible one.
-    #[error("its link target is missing, longer than {MAX_LINK} bytes, or holds a NUL character")]
-    Target,
-    /// A hard link that leads out.
-    #[error("it is a hard link to a path outside the image")]
-    HardLinkOut,
-    /// A hard link to nothing.
-    #[error("it is a hard link to something that is not in the image, or is no file")]
-    HardLinkTo,
-    /// A parent that is no folder.
-    #[error("a folder on its path is a file, or a link that leads nowhere in the image")]
-    NoFolder,
-    /// A whiteout of the root, of `.` or of `..`.
-    #[error("it is a whiteout of no name")]
-    Whiteout,
-    /// A kind of entry that tar does not define.
-    #[error("it is of a kind that nsbox does not unpack")]
-    Kind,
-    /// Extended headers that cannot be read, or say two things.
-    #[error("its extended headers are damaged or contradict each other")]
-    Headers,
-    /// More header than an entry can need.
-    #[error("its headers are larger than 1 MiB (a fixed limit)")]
-    LargeHeaders,
-    /// A sparse file of an old form.
-    #[error("it is a sparse file of GNU's pax format 0.x: repack with tar --format=gnu, or --sparse-version=1.0")]
-    Sparse,
-}
-
-impl Error {
-    pub(crate) fn code(&self) -> &'static str {
-        match self {
-            Self::Entry { .. } => "unpack-entry",
-            Self::TooMany { .. } => "unpack-too-many",
-            Self::TooLarge { .. } => "unpack-too-large",
-            Self::Tar { .. } => "unpack-tar",
-            Self::Unfinished { .. } => "unpack-unfinished",
-            Self::Trailing { .. } => "unpack-trailing",
-            Self::Write { .. } => "unpack-write",
-        }
-    }
-}
 
 /// What was left out, with how often and the first few names.
 #[derive(Debug, Default)]
@@ -186,8 +66,6 @@ pub(crate) struct Unpacker {
     bytes: u64,
     /// Digests of the files by inode: entries replace each other, inodes tell what is left.
     digests: HashMap<u64, Digest>,
-    /// Times of the folders by inode, set when all is in them.
-    times: HashMap<u64, TimeSpec>,
     /// Where this layer put something: its whiteouts are of what lies below it.
     fresh: HashSet<Place>,
     is_base: bool,
@@ -199,7 +77,6 @@ pub(crate) struct Unpacker {
 pub(crate) struct Unpacked {
     pub root: Root,
     pub digests: HashMap<u64, Digest>,
-    pub times: HashMap<u64, TimeSpec>,
     pub notes: Vec<String>,
 }
 
@@ -212,7 +89,6 @@ impl Unpacker {
             entries: 0,
             bytes: 0,
             digests: HashMap::new(),
-            times: HashMap::new(),
             fresh: HashSet::new(),
             is_base: true,
             notes: Notes::default(),
@@ -271,7 +147,7 @@ impl Unpacker {
 
     /// The finished tree.
     pub(crate) fn finish(self) -> Unpacked {
-        Unpacked { root: self.root, digests: self.digests, times: self.times, notes: self.notes.lines() }
+        Unpacked { root: self.root, digests: self.digests, notes: self.notes.lines() }
     }
 
     /// Does what one entry says; its path.
@@ -303,7 +179,7 @@ impl Unpacker {
                 return Err(problem(&shown, Problem::TheRoot));
             }
             let ino = fstat(self.root.fd()).map_err(|error| write_failed(&shown, error.into()))?.st_ino;
-            self.times.insert(ino, time);
+            self.root.times.insert(ino, time);
             return Ok(shown);
         };
         let parent = path.parent().unwrap_or(Path::new(""));
@@ -386,7 +262,7 @@ impl Unpacker {
                         folder.make_dir(name).map_err(failed)?;
                     }
                 }
-                self.times.insert(folder.stat(name).map_err(failed)?.st_ino, time);
+                self.root.times.insert(folder.stat(name).map_err(failed)?.st_ino, time);
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let size = pax.real_size.unwrap_or_else(|| entry.size());

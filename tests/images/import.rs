@@ -18,7 +18,10 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    pub fn at(folder: TempDir) -> Self {
         let store = Store::at(folder.path().join("store"));
         Self { folder, store }
     }
@@ -193,6 +196,18 @@ fn whiteout_of_what_its_own_layer_put_there_leaves_it() {
     let top = Tar::new().dir("d/").file("d/new", "n").file(".wh.d", "").file("f", "f").file(".wh.f", "");
     place.import_layers(&[Tar::new().dir("d/").file("d/old", "o").done(), top.done()]).unwrap();
     assert!(place.has("d/new") && place.has("f") && !place.has("d/old"));
+}
+
+/// The kernel gives a new folder the inode of one that is gone, whose time is not its own.
+#[test]
+fn folder_that_no_layer_names_has_no_time() {
+    let place = Place::new();
+    let gone = (0..20).fold(Tar::new().dir("a/"), |tar, number| tar.dir(&format!("a/{number}/")));
+    let tar = (0..20).fold(gone.file("a", "file"), |tar, number| tar.file(&format!("{number}/in"), "i"));
+    place.import(&place.write("a.tar", &tar.done())).unwrap();
+    for number in 0..20 {
+        assert_eq!(fs::metadata(place.rootfs().join(number.to_string())).unwrap().mtime(), 0, "{number}");
+    }
 }
 
 #[test]

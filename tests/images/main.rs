@@ -5,8 +5,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[path = "../harness/slow.rs"]
+mod slow;
+
 mod archives;
 mod builders;
+mod command;
+mod documents;
 mod host;
 mod hostile;
 mod import;

@@ -49,7 +49,7 @@ fn copy_tree(from: &Path, to: &Path) {
 
 /// A small root file system: an installation in `/opt/py`, the libraries it needs, links that lead out if they are
 /// followed outside of it.
-fn small_root(python: &Path) -> tempfile::TempDir {
+pub fn small_root(python: &Path) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     copy_installation(python, &root.join("opt/py"));
