@@ -288,6 +288,7 @@ impl Sandbox {
             sink: watch.sink,
             listener: None,
             long: None,
+            folder: None,
             line: None,
             evidence: supervise::Evidence::default(),
         };
@@ -335,7 +336,7 @@ impl Sandbox {
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
-        guest::Command { runner: &self.runner, python: &self.image.python, task, on_host: false }
+        guest::Command { runner: &self.runner, python: &self.image.python, task, on_host: false, root: None }
     }
 
     /// The guest's file system, with every source opened.

@@ -11,7 +11,8 @@ The first code of the guest: trusted, but inside the wall, so nothing it says is
     path=DIR            one more folder of modules (repeated)
     prefix=DIR          `sys.prefix` of a virtual environment
     seed=N              seeds `random` and `numpy.random`
-    input=NAME          a file or folder at /input/NAME (repeated); NAME=PATH, where there is no sandbox
+    input=NAME          a file or folder at /input/NAME (repeated); NAME=PATH, where nothing is mounted there
+    root=DIR            what stands for /work, /tmp, /input and /output is in it: see relocate.py
     network=yes         there is no sandbox, so a network
 
 With zygote=FD it runs no script itself: see zygote.py, which has the further keys.
@@ -270,10 +271,12 @@ def compile_quickly(text, file):
     return found[0]
 
 
-def run(main, text, file):
+def run(main, text, file, root):
     """Runs the script; its uncaught exception, free of this file's frames, or None."""
     try:
         code = compile_quickly(text, file) or compile(text, file, "exec", dont_inherit=True)
+        if root is not None:
+            code = load("relocate").relocate(code, root)
         exec(code, main.__dict__)
     except BaseException as error:
         return error.with_traceback(error.__traceback__.tb_next)
@@ -428,7 +431,7 @@ def leave(code, known):
 class Ended:
     """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
 
-    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True):
+    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True, root=None):
         """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process."""
         text = data.decode("utf-8").removeprefix("\ufeff")
         write_script(file, data)
@@ -439,7 +442,7 @@ class Ended:
         keep_source(hooks, file, text)
         process = posix.getpid()
         begin()
-        self.error = error = run(main, text, file)
+        self.error = error = run(main, text, file, root)
         self.code = exit_code_of(error)
         failure = None
         if error is not None and not isinstance(error, SystemExit):
@@ -484,7 +487,8 @@ def main():
         posix.write(start_fd, b"\n")
         posix.close(start_fd)
 
-    ended = Ended(hooks, file, data, arguments, repeated["input"], int(single["result_limit"]), begin)
+    limit, root = int(single["result_limit"]), single.get("root")
+    ended = Ended(hooks, file, data, arguments, repeated["input"], limit, begin, root=root)
     ended.hand_back(result_fd)
     ended.finish()
     leave(ended.code, {0, 1, 2, result_fd})

@@ -264,7 +264,7 @@ fn verdict(end: Option<End>, kill: Option<&Kill>, oom: bool, started: bool) -> V
         (Some(Kill::Timeout | Kill::CpuTime), _) => Verdict::Timeout,
         (Some(Kill::Violation(_)), _) => Verdict::Violation,
         (Some(Kill::Cancelled), _) => Verdict::Cancelled,
-        (Some(Kill::Output(_)), _) => Verdict::OutputLimit,
+        (Some(Kill::Output(_) | Kill::Disk), _) => Verdict::OutputLimit,
         (Some(Kill::Memory), _) => Verdict::Oom,
         (None, _) if oom => Verdict::Oom,
         (None, Some(_)) if !started => Verdict::Unavailable,
@@ -293,6 +293,10 @@ fn explain(outcome: &mut Outcome, config: &Config, kill: Option<&Kill>) {
         (Verdict::OutputLimit, Some(Kill::Output(stream))) => {
             let stream = if *stream == Stream::Stdout { "stdout" } else { "stderr" };
             format!("the script wrote more than {} to {stream} (--output-limit)", size_text(limits.output))
+        }
+        (Verdict::OutputLimit, Some(Kill::Disk)) => {
+            let (disk, inodes) = (size_text(limits.disk), limits.inodes);
+            format!("the script's files are more than {disk}, or than {inodes} (--disk, limits.inodes)")
         }
         (Verdict::Violation, Some(Kill::Violation(nr))) => {
             format!("the script called {}, for which seccomp kills", seccomp::syscall_name((*nr).into()))

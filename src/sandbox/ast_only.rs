@@ -3,19 +3,22 @@
 //! The check, then a process of the host's interpreter under Landlock, seccomp, rlimits and `no_new_privs`, as a user who
 //! owns nothing where the caller is root, and measured by the supervisor. The same init, runner and supervisor as in a
 //! sandbox. Without a pid namespace no process can leave the script's process group, for seccomp refuses setsid(2) and
-//! setpgid(2): init kills and reaps the whole group. See landlock(7), killpg(3), credentials(7).
+//! setpgid(2): init kills and reaps the whole group. Without mounts a folder of the run's own stands for /work, /tmp, /input
+//! and /output, and literal paths in the script lead there. See landlock(7), killpg(3), credentials(7).
+//!
+//! Not held: the names, owners, sizes and times of all files can be asked for, as can the pids of all processes and what
+//! /proc says of the machine. Memory that is no process's own (pipes, sockets) is not measured.
 
-use std::fs::{self, DirBuilder, File};
-use std::io;
+mod folder;
+
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::account::Account;
-use super::cgroup::Owner;
 use super::channels::{self, Channels};
-use super::direct::{found, plan_control};
+use super::direct::plan_control;
 use super::guest::{self, Task};
 use super::idmap::HostIds;
 use super::nest::{self, Ground, Nest};
@@ -24,7 +27,8 @@ use super::script::{Cancel, Script, Watch};
 use super::supervise::{Evidence, Supervisor};
 use super::{Equipment, Error, Sandbox, caps, failed, landlock, measure, plan_file, rlimits, seccomp};
 use crate::config::Config;
-use crate::outcome::{Backend, Enforced, Layer, Outcome, Verdict};
+use crate::outcome::{Backend, Enforced, Layer, Outcome};
+pub(crate) use folder::Folder;
 
 /// What every outcome of this backend says.
 const LABEL: &str = "isolation: weak (ast-only)";
@@ -67,7 +71,8 @@ impl AstOnly {
         }
         let ids = HostIds::choose()?;
         let ground = Ground::bare(nest::init_binary()?)?;
-        let options = seccomp::Options { shares_host: true, require_memfd_noexec: true, ..seccomp::Options::default() };
+        let holds_signals = abi < landlock::SCOPED;
+        let options = seccomp::Options { shares_host: true, holds_signals, ..seccomp::Options::default() };
         let program = seccomp::program(&config.seccomp, options)?;
         let mut inner = Equipment::gather(&config, ids)?.complete(config, ids, ground);
         inner.program = program;
@@ -77,7 +82,6 @@ impl AstOnly {
 
     /// Runs one script to its end.
     pub(crate) fn run(&self, script: Script, watch: Watch<'_>) -> Outcome {
-        let (has_inputs, has_artifacts) = (!script.inputs.is_empty(), script.artifacts.is_some());
         let mut outcome = self.inner.account_for(self.execute(script, watch));
         if outcome.backend.is_none() {
             return outcome;
@@ -86,14 +90,6 @@ impl AstOnly {
         outcome.say(LABEL);
         if let Some(image) = &self.unused_image {
             outcome.say(&format!("ast-only has no image: the host's interpreter ran it, not {image}"));
-        }
-        if matches!(outcome.verdict, Verdict::Error) {
-            if has_inputs {
-                outcome.say("ast-only has no /input: the paths of the inputs are in the dict `inputs`");
-            }
-            if has_artifacts {
-                outcome.say("ast-only has no /output: the folder for artifacts is in the variable NSBOX_OUTPUT");
-            }
         }
         outcome
     }
@@ -117,7 +113,7 @@ impl AstOnly {
         for (name, path) in places {
             config.env.entry(name.to_owned()).or_insert_with(|| path.to_string_lossy().into_owned());
         }
-        let inputs = found(&inputs)?;
+        let inputs = show(&folder, &inputs)?;
         let rules = self.rules(&folder, &inputs)?;
 
         let nest = Nest::bare(&inner.ground)?;
@@ -132,7 +128,8 @@ impl AstOnly {
         landlock::plan_own_process(&mut plan, self.abi, rules.as_raw_fd());
         landlock::plan_enforce(&mut plan, Arg::Fd(rules.as_raw_fd()));
         inner.program.plan(&mut plan);
-        inner.command_for(task).plan_execution(&mut plan, &config, &channels.guest(), &account.rlimits);
+        let command = guest::Command { root: Some(folder.root.as_path()), ..inner.command_for(task) };
+        command.plan_execution(&mut plan, &config, &channels.guest(), &account.rlimits);
         nest.send(&mut plan, &inner.ground)?;
         drop(rules);
         let mut supervisor = Supervisor {
@@ -144,6 +141,7 @@ impl AstOnly {
             sink: watch.sink,
             listener: None,
             long: None,
+            folder: Some(&folder),
             line: None,
             evidence: Evidence::default(),
         };
@@ -163,6 +161,7 @@ impl AstOnly {
 
     /// The limits of processes count for a user, not for a run: those that the caller's user has already are added.
     fn adjust(&self, account: &mut Account<'_>) {
+        rlimits::bound_addresses(&mut account.rlimits, self.inner.config.limits.memory);
         if let HostIds::Caller { uid, .. } = self.inner.ids {
             rlimits::allow_more_processes(&mut account.rlimits, measure::tasks_of(uid));
         }
@@ -200,7 +199,8 @@ impl AstOnly {
         let all = (readable.chain([self.inner.runner.folder.as_path()]).map(|path| (path, read)))
             .chain(inputs.chain(optional).map(|path| (path, landlock::READ)))
             .chain(devices.map(|path| (path, landlock::DEVICE)))
-            .chain([&folder.work, &folder.tmp, &folder.output].map(|path| (path.as_path(), landlock::WRITE)));
+            .chain([(folder.input.as_path(), landlock::READ)])
+            .chain(folder.writable().map(|path| (path, landlock::FILL)));
         for (path, rights) in all {
             rules.allow(path, rights).map_err(|source| {
                 let step = format!("add a Landlock rule for {}", path.display());
@@ -226,22 +226,21 @@ impl AstOnly {
         };
         enforced.root = in_place(
             weak("read-only", "it sees the names, sizes and times of the host's files"),
-            "Landlock: reads the interpreter and its libraries, writes a folder of its own",
+            "Landlock: reads the interpreter and its libraries, fills a folder of its own, whose content is counted",
         );
         let bounding = if is_free { "bounding set empty" } else { "no_new_privs keeps the bounding set out of reach" };
         enforced.capabilities = Layer::applied(format!("none in any set; {bounding}"));
         enforced.seccomp = Layer::applied(format!(
-            "{}, without sockets, System V IPC, message queues and new process groups",
+            "{}, without sockets, IPC, memfds, new process groups, and changes of modes, owners, times and attributes",
             self.inner.config.seccomp
         ));
-        enforced.landlock = if self.abi >= landlock::SCOPED || is_free {
-            Layer::applied(format!("ABI {}", self.abi))
-        } else {
-            let why = "signals reach the caller's other processes before ABI 6 (Linux 6.12)";
-            in_place(Layer::missing("ABI 6", why), &format!("ABI {}", self.abi))
-        };
-        enforced.memfd_noexec = Layer::applied("memfd_create without MFD_NOEXEC_SEAL refused by seccomp");
-        let measured = "measured by the supervisor every 20 ms";
+        let scoped = self.abi >= landlock::SCOPED;
+        enforced.landlock = Layer::applied(format!("ABI {}", self.abi));
+        if !scoped {
+            enforced.landlock.applied = Some(format!("ABI {}; seccomp refuses all signals", self.abi));
+        }
+        enforced.memfd_noexec = Layer::applied("memfd_create refused by seccomp");
+        let measured = "measured by the supervisor every 20 ms, RLIMIT_AS of each process";
         let why = "ast-only has no cgroup";
         enforced.cgroup.memory = in_place(weak(&limits.memory.to_string(), why), measured);
         enforced.cgroup.pids = in_place(weak(&limits.pids.to_string(), why), "RLIMIT_NPROC of the user");
@@ -250,57 +249,14 @@ impl AstOnly {
     }
 }
 
-/// The folders of one run, removed with what is in them.
-#[derive(Debug)]
-struct Folder {
-    root: PathBuf,
-    work: PathBuf,
-    tmp: PathBuf,
-    output: PathBuf,
-}
-
-impl Folder {
-    /// Makes them for the guest's user; those that dead supervisors left are removed first.
-    fn make(owner: &Owner, (uid, gid): (u32, u32)) -> io::Result<Self> {
-        let place = std::env::temp_dir();
-        sweep(&place, owner);
-        let root = place.join(owner.next_name());
-        DirBuilder::new().mode(0o711).create(&root)?;
-        let [work, tmp, output] = ["work", "tmp", "output"].map(|name| root.join(name));
-        let folder = Self { root, work, tmp, output };
-        for path in [&folder.work, &folder.tmp, &folder.output] {
-            DirBuilder::new().mode(0o700).create(path)?;
-            chown(path, Some(uid), Some(gid))?;
-        }
-        Ok(folder)
+/// Shows the inputs in the run's folder; as the runner is told them: `NAME=PATH`.
+fn show(folder: &Folder, inputs: &[(String, PathBuf)]) -> Result<Vec<String>, Error> {
+    let mut named = Vec::with_capacity(inputs.len());
+    for (i, (name, path)) in inputs.iter().enumerate() {
+        super::check_input_name(inputs, i)?;
+        let shown = folder.show(name, path);
+        let shown = shown.map_err(|source| Error::Input { name: name.clone(), path: path.clone(), source })?;
+        named.push(format!("{name}={}", shown.display()));
     }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        remove(&self.root);
-    }
-}
-
-/// Removes a folder; what its guest made unreadable, too.
-fn remove(folder: &Path) {
-    if fs::remove_dir_all(folder).is_err() {
-        let opened = std::process::Command::new("chmod").args(["-R", "u+rwx"]).arg(folder).status();
-        // What is left, the next run's sweep tries again.
-        opened.and_then(|_| fs::remove_dir_all(folder)).ok();
-    }
-}
-
-/// Removes what dead supervisors of this user left.
-fn sweep(place: &Path, owner: &Owner) {
-    let Ok(entries) = fs::read_dir(place) else { return };
-    for entry in entries.flatten() {
-        let is_ours = entry.metadata().is_ok_and(|metadata| {
-            use std::os::unix::fs::MetadataExt;
-            metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw()
-        });
-        if is_ours && entry.file_name().to_str().is_some_and(|name| owner.is_stale(name)) {
-            remove(&entry.path());
-        }
-    }
+    Ok(named)
 }

@@ -115,6 +115,7 @@ impl Direct {
             sink: watch.sink,
             listener: None,
             long: None,
+            folder: None,
             line: None,
             evidence: Evidence::default(),
         };

@@ -18,9 +18,10 @@ use crate::image::Interpreter;
 /// Where the guest sees the runner.
 const RUNNER_FOLDER: &str = "/run/nsbox/guest";
 /// The runner's files.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     ("runner", include_str!("../../rootfs/guest/runner.py")),
     ("collect", include_str!("../../rootfs/guest/collect.py")),
+    ("relocate", include_str!("../../rootfs/guest/relocate.py")),
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
     ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];
@@ -179,7 +180,7 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {
 
 /// The modules of a guest that runs one script, by name.
 pub(crate) fn modules() -> impl Iterator<Item = (&'static str, &'static str)> {
-    FILES.into_iter().filter(|(name, _)| *name != "zygote")
+    FILES.into_iter().filter(|(name, _)| !["relocate", "zygote"].contains(name))
 }
 
 /// What to run.
@@ -190,6 +191,8 @@ pub(crate) struct Command<'a> {
     pub task: Task<'a>,
     /// Whether it runs without a sandbox: it has the caller's environment and network.
     pub on_host: bool,
+    /// The folder that holds what stands for /work, /tmp, /input and /output, where they are not mounted.
+    pub root: Option<&'a Path>,
 }
 
 /// What the runner is for.
@@ -234,6 +237,7 @@ impl Command<'_> {
         }
         argv.extend(self.python.sys_path.iter().map(|path| keyed("path=", path)));
         argv.extend(self.on_host.then(|| "network=yes".into()));
+        argv.extend(self.root.map(|root| keyed("root=", root)));
         argv.extend(config.seed.map(|seed| format!("seed={seed}").into()));
         argv.push("--".into());
         argv.extend(args.iter().map(OsString::from));

@@ -16,10 +16,14 @@ use crate::sys::mount::{landlock_abi, landlock_allow, landlock_ruleset};
 
 /// Reading files and listing folders.
 pub(crate) const READ: u64 = 1 << 2 | 1 << 3;
+/// Listing folders alone.
+const LIST: u64 = 1 << 3;
 /// Executing files.
 pub(crate) const EXECUTE: u64 = 1;
 /// All that a private folder is for.
 pub(crate) const WRITE: u64 = READ | WRITE_FILE | TRUNCATE | CHANGE;
+/// What a folder is for whose content is counted: nothing is removed from it, and a new name would be a removal.
+pub(crate) const FILL: u64 = WRITE & !(1 << 4 | 1 << 5 | 1 << 13);
 /// What /dev/null is for.
 pub(crate) const DEVICE: u64 = 1 << 2 | WRITE_FILE | TRUNCATE;
 /// What a rule may say of a file: the others are about folders.
@@ -86,9 +90,23 @@ pub(crate) fn plan_restrict(plan: &mut Plan, abi: i32, output: bool) {
     plan.close(ruleset);
 }
 
-/// Plans that the process may read its own folder of /proc.
+/// Plans that the process may read what is its own in its folder of /proc: also the host's mounts, sockets and cgroups are
+/// there.
 pub(crate) fn plan_own_process(plan: &mut Plan, abi: i32, ruleset: RawFd) {
-    plan_rule(plan, Arg::Fd(ruleset), c"/proc/self", (READ | WRITE_FILE) & handled(abi));
+    for path in [c"/proc/self/fd", c"/proc/self/fdinfo", c"/proc/self/task"] {
+        plan_rule(plan, Arg::Fd(ruleset), path, LIST & handled(abi));
+    }
+    for path in [
+        c"/proc/self/cmdline",
+        c"/proc/self/limits",
+        c"/proc/self/maps",
+        c"/proc/self/smaps",
+        c"/proc/self/stat",
+        c"/proc/self/statm",
+        c"/proc/self/status",
+    ] {
+        plan_rule(plan, Arg::Fd(ruleset), path, READ & OF_FILES);
+    }
 }
 
 /// Plans that the rules hold, for this process and all that come from it. no_new_privs is set by then.

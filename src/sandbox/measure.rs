@@ -4,6 +4,7 @@
 //! proc_pid_smaps_rollup(5), proc_pid_stat(5), proc_pid_task(5).
 
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 /// Totals over the processes of one run.
@@ -55,12 +56,19 @@ pub(crate) fn tasks_of(uid: u32) -> u64 {
 }
 
 fn memory(pid: libc::pid_t) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let kib = |key: &str| -> u64 {
-        let line = rollup.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok()).unwrap_or(0)
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let sum = |text: io::Result<String>, keys: &[&str]| -> Option<u64> {
+        let text = text.ok()?;
+        let kib = |line: &str| {
+            let rest = keys.iter().find_map(|key| line.strip_prefix(key))?;
+            rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+        };
+        Some(text.lines().filter_map(kib).sum::<u64>() << 10)
     };
-    (kib("Pss:") + kib("SwapPss:")) << 10
+    // The second where the first may not be read: what is shared then counts for each that shares it.
+    sum(read("smaps_rollup"), &["Pss:", "SwapPss:"])
+        .or_else(|| sum(read("status"), &["RssAnon:", "RssShmem:", "VmSwap:"]))
+        .unwrap_or(0)
 }
 
 fn cpu(pid: libc::pid_t) -> Duration {

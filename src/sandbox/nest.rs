@@ -182,7 +182,9 @@ impl Nest {
 
     /// An init without namespaces of its own. Its plan makes it a subreaper, and the guest the leader of a session.
     pub(crate) fn bare(ground: &Ground) -> Result<Self, Error> {
-        Ok(Self { bare: true, ..Self::make(ground, None, 0, None)? })
+        let mut nest = Self::make(ground, None, 0, None)?;
+        nest.bare = true;
+        Ok(nest)
     }
 
     fn make_with(
@@ -242,6 +244,16 @@ impl Nest {
             if Instant::now() >= deadline {
                 return Err(supervise::Error::Unreaped);
             }
+        }
+    }
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        // A panic of the caller's, in the middle of a run: init, which its own drop kills, first kills the others.
+        if self.bare {
+            self.kill();
+            self.wait_empty().ok();
         }
     }
 }

@@ -216,6 +216,7 @@ impl<'a> Prober<'a> {
             sink: None,
             listener: None,
             long: None,
+            folder: None,
             line: None,
             evidence: Evidence::default(),
         };

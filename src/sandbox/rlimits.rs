@@ -19,6 +19,9 @@ pub(crate) struct Rlimit {
     pub applied: u64,
 }
 
+/// Addresses that an interpreter, its libraries and their threads reserve beyond the memory that they use.
+const RESERVED: u64 = 1 << 30;
+
 /// The limits of a run.
 pub(crate) fn of(limits: &Limits) -> Vec<Rlimit> {
     let mut wanted = vec![
@@ -45,6 +48,13 @@ pub(crate) fn of(limits: &Limits) -> Vec<Rlimit> {
             Rlimit { name, resource, configured, applied: configured.min(hard) }
         })
         .collect()
+}
+
+/// Bounds the addresses of each process: where memory is only measured, the most that one can take between two looks.
+pub(crate) fn bound_addresses(all: &mut Vec<Rlimit>, memory: u64) {
+    let (resource, configured) = (Resource::RLIMIT_AS, memory.saturating_add(RESERVED));
+    let hard = getrlimit(resource).map_or(u64::MAX, |(_, hard)| hard);
+    all.push(Rlimit { name: "AS", resource, configured, applied: configured.min(hard) });
 }
 
 /// Where a user's processes are counted together, `others` are there already.

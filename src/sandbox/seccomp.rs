@@ -39,8 +39,10 @@ pub struct Options {
     pub require_memfd_noexec: bool,
     /// Whether the guest has no namespaces of its own (`ast-only`): sockets, System V IPC, message queues, new process
     /// groups, signals to groups and settings of other processes are then refused with `EACCES`, whatever the profile
-    /// says; AF_UNIX stream pairs stay.
+    /// says, and what Landlock does not cover of files: modes, owners, times, attributes, watches. AF_UNIX stream pairs stay.
     pub shares_host: bool,
+    /// Whether signals are refused too, to the own process as well: where Landlock does not keep them inside.
+    pub holds_signals: bool,
     /// Whether a supervisor listens. Without one the kernel refuses and kills by itself, and nothing is reported.
     pub notify: bool,
     /// The architecture of the guest.
@@ -49,7 +51,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { require_memfd_noexec: false, shares_host: false, notify: true, arch: Arch::HOST }
+        Self { require_memfd_noexec: false, shares_host: false, holds_signals: false, notify: true, arch: Arch::HOST }
     }
 }
 
@@ -128,10 +130,10 @@ impl Program {
 /// # Errors
 /// [`Error::UnknownProfile`] for another name.
 pub fn builtin_program(name: &str, options: Options) -> Result<Program, Error> {
-    let Options { require_memfd_noexec, shares_host, notify, arch } = options;
+    let Options { require_memfd_noexec, shares_host, holds_signals, notify, arch } = options;
     let is_row = |row: &&builtin::Row| (row.0, row.1, row.2) == (name, arch, require_memfd_noexec);
     match builtin::TABLE.iter().find(is_row) {
-        Some((.., packed)) if notify && !shares_host => {
+        Some((.., packed)) if notify && !shares_host && !holds_signals => {
             Ok(Program { bpf: packed.iter().copied().map(unpack).collect(), arch })
         }
         _ => Profile::builtin(name)?.compile(options),

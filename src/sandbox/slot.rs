@@ -264,6 +264,7 @@ impl Sandbox {
             sink: watch.sink,
             listener: slot.listener.take(),
             long: Some((started + LONG, long)),
+            folder: None,
             line: Some(Line {
                 socket: slot.line.as_fd(),
                 nonce: slot.nonce,

@@ -14,6 +14,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use super::ast_only::Folder;
 use super::cgroup::Counters;
 use super::channels::Supervised;
 use super::line::Line;
@@ -55,6 +56,8 @@ pub(crate) enum Kill {
     CpuTime,
     /// The memory limit, by the cgroup's event or by measuring.
     Memory,
+    /// More in files than allowed, where no file system of the run's own says so.
+    Disk,
     /// More output than allowed, and `output_kill` is set.
     Output(Stream),
     /// A call that the profile kills for.
@@ -170,6 +173,8 @@ pub(crate) struct Supervisor<'a, 's> {
     pub listener: Option<OwnedFd>,
     /// Called once, if the run goes on until then.
     pub long: Option<(Instant, &'a dyn Fn())>,
+    /// What stands for the run's own file system, where it has none.
+    pub folder: Option<&'a Folder>,
     /// Of a warm run.
     pub line: Option<Line<'a>>,
     pub evidence: Evidence,
@@ -352,13 +357,17 @@ impl Supervisor<'_, '_> {
         if let Some(cgroup) = &self.nest.cgroup {
             cpu = Some(cgroup.cpu_time());
         } else {
-            let now = Measure::of(self.nest.init.pid);
+            let look = || Measure::of(self.nest.init.pid);
+            let now = self.folder.map_or_else(look, |folder| folder.as_owner(look));
             let peak = self.evidence.measured.get_or_insert_default();
             peak.raise_to(now);
             cpu = cpu.or(Some(peak.cpu));
             if now.memory > self.limits.memory {
                 self.evidence.kill.get_or_insert(Kill::Memory);
             }
+        }
+        if self.folder.is_some_and(|folder| folder.is_over(self.limits)) {
+            self.evidence.kill.get_or_insert(Kill::Disk);
         }
         if self.limits.cpu_time.zip(cpu).is_some_and(|(limit, used)| used > limit) {
             self.evidence.kill.get_or_insert(Kill::CpuTime);

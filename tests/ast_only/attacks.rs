@@ -24,7 +24,7 @@ def word(path):
         return file.read()
 ";
 
-/// The names, and what is done; `SECRET`, `HOME`, `NAME`, `PORT` and `VICTIM` are of the outside.
+/// The names, and what is done; `SECRET`, `HOME`, `NAME`, `PORT`, `VICTIM` and `SEGMENT` are of the outside.
 const ATTACKS: &[(&str, &str)] = &[
     ("read a private file", "assert word('SECRET') == 'secret'"),
     ("read what everybody may", "word('/etc/passwd')"),
@@ -35,7 +35,16 @@ const ATTACKS: &[(&str, &str)] = &[
     ("remove a file", "os.unlink('HOME/spare')"),
     ("rename a file", "os.rename('HOME/movable', 'HOME/moved')"),
     ("make a link to a private file", "os.link('SECRET', 'HOME/link')"),
+    ("open a file to everybody", "os.chmod('HOME/full', 0o777)"),
+    ("set the owner of a file", "os.chown('HOME/full', -1, os.stat('HOME/full').st_gid)"),
+    ("set the times of a file", "os.utime('HOME/full')"),
+    ("set an attribute of a file", "os.setxattr('HOME/full', 'user.nsbox', b'1')"),
+    ("watch a folder", "call('inotify_add_watch', call('inotify_init'), b'HOME', 2)"),
+    ("truncate a file that it reads", "os.close(os.open('HOME/full', os.O_RDONLY | os.O_TRUNC))"),
     ("truncate a file", "os.truncate('HOME/full', 0)"),
+    ("keep a file that has no name", "os.close(os.open('.', os.O_TMPFILE | os.O_RDWR))"),
+    ("keep a file whose name is gone", "open('unnamed', 'w').close(); os.unlink('unnamed')"),
+    ("keep memory that no process has", "os.close(os.memfd_create('m', 8))"),
     (
         "execute a file of its own",
         "open('own', 'w').write('#!/bin/true'); os.chmod('own', 0o755); subprocess.run(['./own'], check=True)",
@@ -57,6 +66,8 @@ const ATTACKS: &[(&str, &str)] = &[
     ("read another's memory", "open(f'/proc/{VICTIM}/mem', 'rb').close()"),
     ("read another's environment", "word('/proc/VICTIM/environ')"),
     ("read another's status", "word('/proc/VICTIM/status')"),
+    ("read the host's sockets", "word('/proc/self/net/unix')"),
+    ("read the host's mounts", "word('/proc/self/mountinfo')"),
     ("lower another's limits", "resource.prlimit(VICTIM, resource.RLIMIT_CORE)"),
     ("move another to a CPU", "os.sched_setaffinity(VICTIM, os.sched_getaffinity(VICTIM))"),
     ("slow all of a user down", "os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_USER, 0))"),
@@ -67,6 +78,9 @@ const ATTACKS: &[(&str, &str)] = &[
         "share messages by POSIX",
         "call('mq_open', b'/NAME', os.O_CREAT | os.O_RDWR, 0o600, None); call('mq_unlink', b'/NAME')",
     ),
+    ("look at another's shared memory", "call('shmctl', SEGMENT, 2, ctypes.create_string_buffer(256))"),
+    ("remove another's shared memory", "call('shmctl', SEGMENT, 0, None)"),
+    ("remove another's queue", "call('mq_unlink', b'/queue-NAME')"),
     ("leave its session", "os.setsid()"),
     ("leave its process group", "os.setpgid(0, 0) if os.getpid() != os.getpgid(0) else os.setsid()"),
     (
@@ -75,11 +89,18 @@ const ATTACKS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Makes shared memory and a queue, and says the number of the first.
+const SHARED: &str = "
+print(call('shmget', 0, 4096, 0o1600))
+call('mq_open', b'/queue-NAME', os.O_CREAT | os.O_RDWR, 0o600, None)
+";
+
 /// What the attacks are aimed at, of one user.
 struct Outside {
     user: User,
     name: String,
     victim: Child,
+    segment: String,
     port: u16,
     _tcp: TcpListener,
     _udp: UdpSocket,
@@ -108,7 +129,10 @@ impl Outside {
         let words: Vec<String> = user.become_it().into_iter().chain(["sleep", "600"].map(str::to_owned)).collect();
         let victim = user.command(&words).stdout(Stdio::null()).spawn().unwrap();
         crate::harness::until("the victim is itself", || crate::harness::comm(victim.id()) == "sleep");
-        Self { user, name, victim, port, _tcp: tcp, _udp: udp, _sockets: sockets, _datagrams: datagrams }
+        let shared = format!("{PRELUDE}{}", SHARED.replace("NAME", &name));
+        let segment = output(&user, &shared).trim().to_owned();
+        assert!(segment.parse::<u32>().is_ok(), "{segment}");
+        Self { user, name, victim, segment, port, _tcp: tcp, _udp: udp, _sockets: sockets, _datagrams: datagrams }
     }
 
     /// The script of an attack, which tells how it ended.
@@ -118,6 +142,7 @@ impl Outside {
             .replace("SECRET", &self.user.path("secret").display().to_string())
             .replace("HOME", home.trim_end_matches('/'))
             .replace("NAME", &self.name)
+            .replace("SEGMENT", &self.segment)
             .replace("PORT", &self.port.to_string())
             .replace("VICTIM", &self.victim.id().to_string());
         format!("{PRELUDE}\ntry:\n    {attack}\n    print('done')\nexcept OSError as error:\n    print('refused')\n")
@@ -125,11 +150,16 @@ impl Outside {
 
     /// How it ends without a sandbox.
     fn outside(&self, script: &str) -> String {
-        let words = [PYTHON, "-c", script].map(str::to_owned);
-        let words: Vec<String> = self.user.become_it().into_iter().chain(words).collect();
-        let output = self.user.command(&words).current_dir(self.user.path("")).output().unwrap();
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        output(&self.user, script)
     }
+}
+
+/// What a script says without a sandbox.
+fn output(user: &User, script: &str) -> String {
+    let words = [PYTHON, "-c", script].map(str::to_owned);
+    let words: Vec<String> = user.become_it().into_iter().chain(words).collect();
+    let output = user.command(&words).current_dir(user.path("")).output().unwrap();
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 impl Drop for Outside {

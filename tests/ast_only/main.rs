@@ -4,12 +4,15 @@
 //! Its check cannot be turned off, so the attacks run under a policy that lets nearly everything pass.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../harness/engine.rs"]
+mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 #[path = "../harness/user.rs"]
 mod user;
 
 mod attacks;
+mod container;
 mod policy;
 mod runs;
 

@@ -1,17 +1,23 @@
 //! How runs end, what they leave, and what their outcomes say.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use nsbox::config::Resolver;
+use nsbox::event::Log;
 use nsbox::outcome::{Backend, LayerStatus};
+use nsbox::router::Router;
+use nsbox::sandbox::{Stream, Watch};
 use serde_json::json;
 
 use super::{PYTHON, args, everyone, run};
-use crate::harness::{judge, nsbox, patiently, until};
+use crate::harness::{alone, judge, nsbox, patiently, until};
 use crate::user::User;
 
 fn is_there(pid: &str) -> bool {
@@ -145,6 +151,70 @@ open('small', 'wb').write(b'x' * 1000)
 ";
         assert_eq!(run(&user, &["--disk", "1m"], source).expect("ok").stdout(), format!("{}\n", nix::libc::EFBIG));
     }
+}
+
+#[test]
+fn files_over_the_disk_limit_together_end_the_run() {
+    let sleep = "\nimport time\ntime.sleep(600)";
+    let large = "for n in range(40): open(str(n), 'wb').write(b'x' * 1_000_000)";
+    let many = "for n in range(20_000): open(str(n), 'w').close()";
+    let deep = "import os\nfor n in range(40):\n    os.makedirs(f'{n}/deep')\n    open(f'{n}/deep/file', 'wb').write(b'x' * 1_000_000)";
+    for user in everyone() {
+        for source in [large, many, deep] {
+            let source = source.to_owned() + sleep;
+            run(&user, &["--disk", "4m", "--timeout", "60s"], &source).expect("output-limit").says("--disk");
+        }
+        // What cannot be looked into cannot be made.
+        let hidden = "import os\ntry: os.mkdir('hidden', 0o300)\nexcept OSError as error: print(error.errno)";
+        assert_eq!(run(&user, &[], hidden).expect("ok").stdout(), "13\n");
+    }
+}
+
+#[test]
+fn paths_of_the_guest_lead_into_the_folder_of_the_run() {
+    for user in everyone() {
+        fs::write(user.path("prices.csv"), "1,2").unwrap();
+        // Root's guest is another user, who may not read it by itself.
+        fs::set_permissions(user.path("prices.csv"), fs::Permissions::from_mode(0o600)).unwrap();
+        chown(user.path("prices.csv"), Some(user.id), Some(user.id)).unwrap();
+        let input = format!("prices.csv={}", user.path("prices.csv").display());
+        let output = user.path("artifacts").display().to_string();
+        let source = "
+def read(path='/input/prices.csv'):
+    return open(path).read()
+print(read(), [open(path).read() for path in ('/input/prices.csv', '../input/prices.csv')])
+for path in ('/work/own', '/tmp/own', 'own', '/output/made.txt'):
+    with open(path, 'a') as file:
+        file.write('made')
+print(open('/work/own').read(), '/inputs', '/inpu')
+";
+        let ran = run(&user, &["--input", &input, "--output", &output], source).expect("ok");
+        assert_eq!(ran.stdout(), "1,2 ['1,2', '1,2']\nmademade /inputs /inpu\n");
+        assert_eq!(fs::read_to_string(user.path("artifacts/made.txt")).unwrap(), "made");
+    }
+}
+
+#[test]
+fn panic_of_the_caller_ends_the_run() {
+    if !alone("runs::panic_of_the_caller_ends_the_run") {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let policy = home.path().join("policy.yaml");
+    fs::write(&policy, super::policy::lenient()).unwrap();
+    let keys = [("backend", "ast-only"), ("policy", policy.to_str().unwrap()), ("python", PYTHON)];
+    let resolver = keys.iter().fold(Resolver::new(), |resolver, (key, value)| resolver.flag(*key, *value, *key));
+    let router = Router::new(resolver.resolve().unwrap().config, Log::off());
+    let mut said = Vec::new();
+    let mut sink = |_: Stream, bytes: &[u8]| {
+        said.extend_from_slice(bytes);
+        assert!(!said.ends_with(b"\n"), "the caller's own fault");
+    };
+    let watch = Watch { sink: Some(&mut sink), cancel: None };
+    catch_unwind(AssertUnwindSafe(|| router.run(FAMILY, watch))).unwrap_err();
+    let said = String::from_utf8(said).unwrap();
+    assert_eq!(said.split_whitespace().count(), 2, "{said}");
+    assert!(!said.split_whitespace().any(is_there), "{said} outlived the caller's interest");
 }
 
 #[test]

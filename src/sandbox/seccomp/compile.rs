@@ -120,7 +120,7 @@ fn restrict(chains: &mut BTreeMap<u32, Chain>, options: Options) {
         refuse("memfd_create", libc::EACCES, &[masked(1, 0x8, 0)]);
     }
     if options.shares_host {
-        for name in ["socket", "connect", "bind", "shmget", "semget", "msgget", "mq_open", "setsid", "setpgid"] {
+        for name in HOST_WIDE {
             refuse(name, libc::EACCES, &[]);
         }
         // A pair of datagram sockets (2, and 3 by another name) can send to any path or abstract name.
@@ -139,8 +139,49 @@ fn restrict(chains: &mut BTreeMap<u32, Chain>, options: Options) {
             refuse(name, libc::EACCES, &[other(0, process)]);
             refuse(name, libc::EACCES, &[other(1, 0)]);
         }
+        // O_TMPFILE without its O_DIRECTORY: a file that nobody can count. O_TRUNC with O_RDONLY: Landlock lets a file that may
+        // be read be truncated so, before its ABI 3.
+        for (name, flags) in [("open", 1), ("openat", 2)] {
+            refuse(name, libc::EACCES, &[masked(flags, 0o20_000_000, 0o20_000_000)]);
+            refuse(name, libc::EACCES, &[masked(flags, 0o1003, 0o1000)]);
+        }
+        // A folder that its owner cannot list, nobody can count either.
+        for bit in [0o100, 0o200, 0o400] {
+            refuse("mkdir", libc::EACCES, &[masked(1, bit, 0)]);
+            refuse("mkdirat", libc::EACCES, &[masked(2, bit, 0)]);
+            refuse("umask", libc::EACCES, &[masked(0, bit, bit)]);
+        }
+    }
+    if options.holds_signals {
+        for name in ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal"] {
+            refuse(name, libc::EACCES, &[]);
+        }
+        // F_SETOWN, F_SETSIG, F_SETOWN_EX: who gets the signals of a descriptor, and which.
+        for command in [8, 10, 15] {
+            refuse("fcntl", libc::EACCES, &[masked(1, u64::from(u32::MAX), command)]);
+        }
     }
 }
+
+/// What reaches further than a guest without namespaces of its own may: refused whatever the arguments.
+#[rustfmt::skip]
+const HOST_WIDE: [&str; 40] = [
+    "socket", "connect", "bind",
+    // System V IPC and message queues: also those whose number or name is known.
+    "shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv", "msgctl",
+    "mq_open", "mq_unlink",
+    // What ends with the run is a process group.
+    "setsid", "setpgid",
+    // What Landlock does not cover of files: a guest may be the caller's own user.
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "utimensat",
+    "futimesat", "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr", "inotify_add_watch",
+    // Landlock covers it since ABI 3.
+    "truncate",
+    // Its flags are behind a pointer.
+    "openat2",
+    // Memory that is in no process, where the supervisor would see it.
+    "memfd_create",
+];
 
 /// The running kernel's version and major revision; the oldest there is where it cannot be read.
 pub(super) fn kernel_version() -> (u32, u32) {

@@ -146,6 +146,51 @@ fn shared_host_ipc_leaves_no_socket_that_reaches_the_host() {
 }
 
 #[test]
+fn shared_host_leaves_no_file_uncounted_and_none_of_the_host_changed() {
+    let options = Options { shares_host: true, ..Options::default() };
+    let verdict = |call: &str, args: &[u64]| verdict_with("default", call, args, options);
+    for call in
+        ["chmod", "fchownat", "utimensat", "setxattr", "inotify_add_watch", "truncate", "openat2", "memfd_create"]
+    {
+        assert_eq!(verdict(call, &[0; 4]), refused(libc::EACCES), "{call}");
+    }
+    for call in ["shmat", "shmctl", "semop", "msgsnd", "mq_unlink"] {
+        assert_eq!(verdict(call, &[0; 4]), refused(libc::EACCES), "{call}");
+    }
+    let flags = |flags: i32| u64::from(flags.unsigned_abs());
+    assert_eq!(verdict("openat", &[0, 0, flags(libc::O_TMPFILE | libc::O_RDWR)]), refused(libc::EACCES));
+    assert_eq!(verdict("openat", &[0, 0, flags(libc::O_TRUNC)]), refused(libc::EACCES));
+    for honest in [
+        libc::O_RDONLY | libc::O_DIRECTORY,
+        libc::O_WRONLY | libc::O_TRUNC | libc::O_CREAT,
+        libc::O_RDWR | libc::O_TRUNC,
+    ] {
+        assert_eq!(verdict("openat", &[0, 0, flags(honest)]), ALLOW, "{honest:#o}");
+        assert_eq!(verdict("open", &[0, flags(honest)]), ALLOW, "{honest:#o}");
+    }
+    for (mode, expected) in
+        [(0o777, ALLOW), (0o700, ALLOW), (0o300, refused(libc::EACCES)), (0o077, refused(libc::EACCES))]
+    {
+        assert_eq!(verdict("mkdir", &[0, mode]), expected, "{mode:o}");
+        assert_eq!(verdict("mkdirat", &[0, 0, mode]), expected, "{mode:o}");
+        assert_eq!(verdict("umask", &[!mode & 0o777]), expected, "{mode:o}");
+    }
+}
+
+#[test]
+fn held_signals_reach_nobody() {
+    let options = Options { holds_signals: true, ..Options::default() };
+    for call in ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal"] {
+        assert_eq!(verdict_with("default", call, &[7, 7, 9], options), refused(libc::EACCES), "{call}");
+    }
+    for (command, expected) in [(libc::F_SETOWN, refused(libc::EACCES)), (libc::F_SETFD, ALLOW), (libc::F_SETLK, ALLOW)]
+    {
+        let command = u64::from(command.unsigned_abs());
+        assert_eq!(verdict_with("default", "fcntl", &[0, command], options), expected, "{command}");
+    }
+}
+
+#[test]
 fn foreign_entrances_are_killed() {
     let program = builtin_program("default", Options { arch: Arch::X86_64, ..Options::default() }).unwrap();
     const I386: u32 = 0x4000_0003;
@@ -215,9 +260,9 @@ fn builtin_table_is_what_the_files_compile_to() {
 #[test]
 fn builtin_program_is_the_compiled_profile_under_all_options() {
     for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
-        for bits in 0..8 {
-            let [require_memfd_noexec, shares_host, notify] = [1, 2, 4].map(|bit| bits & bit != 0);
-            let options = Options { require_memfd_noexec, shares_host, notify, arch };
+        for bits in 0..16 {
+            let [require_memfd_noexec, shares_host, holds_signals, notify] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+            let options = Options { require_memfd_noexec, shares_host, holds_signals, notify, arch };
             assert_eq!(builtin_program(name, options).unwrap(), builtin(name).compile(options).unwrap());
         }
     }

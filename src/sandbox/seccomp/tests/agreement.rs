@@ -154,9 +154,10 @@ proptest! {
         args in prop::array::uniform6(argument(&builtin("default"))),
         require_memfd_noexec in any::<bool>(),
         shares_host in any::<bool>(),
+        holds_signals in any::<bool>(),
     ) {
         let plain = builtin_program("default", Options::default()).unwrap();
-        let options = Options { require_memfd_noexec, shares_host, ..Options::default() };
+        let options = Options { require_memfd_noexec, shares_host, holds_signals, ..Options::default() };
         let tight = builtin_program("default", options).unwrap();
         for number in 0..NUMBERS.cast_signed() {
             let (loose, tight) = (plain.run(Arch::HOST.audit(), number, &args), tight.run(Arch::HOST.audit(), number, &args));
