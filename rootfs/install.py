@@ -96,9 +96,28 @@ def stripped(data):
     return bytes(data)
 
 
+def normal(name):
+    """A project's name, as all its spellings have it in common."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def remove(project):
+    """Takes away what the base had of a project: another version's files must not mix with those of the lock."""
+    for info in SITE.glob("*.dist-info"):
+        if normal(info.name.rpartition("-")[0]) == project:
+            with (info / "RECORD").open(newline="") as file:
+                files = [SITE / row[0] for row in csv.reader(file)]
+            for path in files:
+                path.unlink(missing_ok=True)
+                for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+                    compiled.unlink()
+            shutil.rmtree(info)
+
+
 def install(wheel, is_cut):
     """Unpacks one wheel; what it says of its files (RECORD) becomes what is there."""
     check_tags(wheel)
+    remove(normal(wheel.name.partition("-")[0]))
     rows, record = [], None
     with zipfile.ZipFile(wheel) as archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
@@ -184,7 +203,7 @@ def link_duplicates():
 
 def install_guest():
     """nsbox's runner, named and compiled as in its store; the compiler is no part of it."""
-    GUEST.mkdir(parents=True)
+    GUEST.mkdir(parents=True, exist_ok=True)
     for source in sorted((BUILD / "guest").glob("*.py")):
         shutil.copyfile(source, GUEST / source.name)
     for name, code in runpy.run_path(str(GUEST / "compile.py"))["result"].items():

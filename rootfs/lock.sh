@@ -35,7 +35,7 @@ new=$scratch/lock
 mkdir "$new"
 
 # An apt of its own, on a system where nothing is installed.
-mkdir -p "$scratch/etc/sources.list.d" "$scratch/lists/partial" "$scratch/cache/archives/partial"
+mkdir -p "$scratch/etc/sources.list.d" "$scratch/etc/preferences.d" "$scratch/lists/partial" "$scratch/cache/archives/partial"
 : >"$scratch/status"
 cat >"$scratch/etc/sources.list" <<SOURCES
 deb $mirror/debian $suite main

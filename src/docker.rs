@@ -262,11 +262,17 @@ impl Docker {
     /// Never fails: a run that could not begin is an outcome of verdict `unavailable`, one that the engine took with it of
     /// verdict `lost`; the message says which.
     pub fn run(&self, script: impl Into<Script>, watch: Watch<'_>) -> Outcome {
-        let script = script.into();
-        in_thread(|| self.run_here(script, watch)).unwrap_or_else(|error| self.failed(new_id(), &error))
+        self.run_and_clean(script.into(), watch).0
     }
 
-    fn run_here(&self, script: Script, watch: Watch<'_>) -> Outcome {
+    /// The same; and whether a container was made for it and is removed.
+    pub(crate) fn run_and_clean(&self, script: Script, watch: Watch<'_>) -> (Outcome, bool) {
+        let mut clean = false;
+        let outcome = in_thread(|| self.run_here(script, watch, &mut clean));
+        (outcome.unwrap_or_else(|error| self.failed(new_id(), &error)), clean)
+    }
+
+    fn run_here(&self, script: Script, watch: Watch<'_>, clean: &mut bool) -> Outcome {
         let (id, begun) = (new_id(), Instant::now());
         let mut script = script;
         let mut check = Duration::ZERO;
@@ -284,7 +290,7 @@ impl Docker {
         };
         let outcome = Outcome::new(id.clone(), Verdict::Lost);
         let run = account::Run { outcome, begun, check };
-        let outcome = runtime.block_on(self.execute(run, script, watch)).unwrap_or_else(|error| {
+        let outcome = runtime.block_on(self.execute(run, script, watch, clean)).unwrap_or_else(|error| {
             let mut outcome = self.failed(id, &error);
             outcome.timings.check_ms = milliseconds(check);
             outcome.timings.setup_ms = milliseconds(begun.elapsed().saturating_sub(check));
@@ -299,7 +305,13 @@ impl Docker {
     }
 
     /// The whole of a run that the check lets pass.
-    async fn execute(&self, run: account::Run, script: Script, watch: Watch<'_>) -> Result<Outcome, Error> {
+    async fn execute(
+        &self,
+        run: account::Run,
+        script: Script,
+        watch: Watch<'_>,
+        clean: &mut bool,
+    ) -> Result<Outcome, Error> {
         let deadline = Instant::now() + self.config.limits.setup_timeout;
         let engine = self.engine(deadline).await?;
         let (artifacts, cancel) = (script.artifacts.clone(), watch.cancel.clone());
@@ -309,6 +321,7 @@ impl Docker {
         let container = engine.container(&self.config, &self.seccomp, &script)?;
         let held = container.hold(&self.config, script, watch, deadline).await;
         let removed = container.remove().await;
+        *clean = removed.is_ok();
         let mut outcome = run.close(&self.config, &engine, held?, artifacts.as_deref())?;
         if let Err(error) = removed {
             // The run is over all the same: `unavailable` would let it be repeated.

@@ -23,7 +23,8 @@ pub(super) struct Options {
     /// Reads this configuration file [env: NSBOX_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// host, or the path of an unpacked root file system [key: image]
+    /// host, the name of an image, or the path of an unpacked root file system; sandbox and sandbox-slim are built at their
+    /// first use [key: image]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
     /// The interpreter of the host image; default: the first python3 on PATH [key: python]

@@ -143,7 +143,9 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The cache does not have all of it, and the network is not to be asked.
-    #[error("failed to build offline: the cache lacks {} packages, {package} first; build once with the network", .count)]
+    #[error(
+        "failed to build offline: {package} is not in the cache (missing packages: {count}); build once with the network"
+    )]
     Offline {
         /// Name and version of the first.
         package: String,

@@ -101,7 +101,13 @@ impl Ready {
                 outcome
             }
             Self::Sandbox(sandbox) => sandbox.run_watched(script, watch),
-            Self::Docker(docker) => docker.run(script, watch),
+            Self::Docker(docker) => {
+                let (outcome, clean) = docker.run_and_clean(script, watch);
+                if clean {
+                    journal.say(EventType::DockerCleanup, Backend::Docker, "the run's container is removed");
+                }
+                outcome
+            }
             Self::AstOnly(ast_only) => ast_only.run(script, watch),
             Self::Direct(direct) => direct.run(script, watch),
             Self::Once(config) => Sandbox::run_once(Config::clone(config), script, watch),

@@ -47,7 +47,7 @@ import duckdb, numpy, pandas, pyarrow, pyarrow.parquet, scipy.linalg, sqlalchemy
 frame = pandas.DataFrame({"a": numpy.arange(4.0)}, index=pandas.date_range("2024-01-01", periods=4, tz="Asia/Taipei"))
 frame.reset_index().to_parquet("/tmp/f.parquet")
 assert pandas.read_parquet("/tmp/f.parquet")["a"].sum() == 6
-assert duckdb.sql("select sum(a) from frame").fetchone() == (6.0,)
+assert duckdb.sql("select sum(a) from frame").fetchall() == [(6.0,)]
 engine = sqlalchemy.create_engine("sqlite://")
 frame.to_sql("t", engine)
 assert pandas.read_sql("select count(*) as n from t", engine)["n"][0] == 4

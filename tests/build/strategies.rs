@@ -92,7 +92,7 @@ fn backtesting_has_the_same_figures() {
 #[test]
 fn every_strategy_of_the_folder_is_tested() {
     let tested = include_str!("strategies.rs");
-    for entry in fs::read_dir(script("").parent().unwrap()).unwrap() {
+    for entry in fs::read_dir(script("pandas_trend").parent().unwrap()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
         assert!(tested.contains(&format!("figures_are_the_same(\"{name}\")")), "{name}");

@@ -52,7 +52,7 @@ pub fn of_layout(layout: &Path) -> Tree {
     let layers = manifest["layers"].as_array().unwrap();
     assert_eq!(layers.len(), 1);
     let layer = std::fs::File::open(blob(&layers[0]["digest"])).unwrap();
-    of_tar(zstd::Decoder::new(layer).unwrap())
+    of_tar(flate2::read::GzDecoder::new(layer))
 }
 
 /// What a command writes, as a tar.

@@ -17,7 +17,7 @@ fn timeout_of_5_s_ends_within_5_500_ms() {
     assert_eq!(outcome.stdout, b"begun\n");
     let wall = outcome.usage.wall_ms;
     assert!((5000.0..5500.0).contains(&wall), "{wall}");
-    assert!(outcome.usage.cpu_user_ms.unwrap() > 1000.0, "{:?}", outcome.usage);
+    assert!(outcome.usage.cpu_user_ms.unwrap() > 100.0, "{:?}", outcome.usage);
 }
 
 #[test]

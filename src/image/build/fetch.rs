@@ -73,7 +73,7 @@ impl Cache<'_> {
         if options.offline {
             return Err(Error::Offline { package: first.shown(), count: missing.len() });
         }
-        progress.begin(&format!("fetching {} packages", missing.len()), None);
+        progress.begin(&format!("fetching packages: {}", missing.len()), None);
         // A runtime of its own, in a thread of its own: the caller may be in one already.
         std::thread::scope(|scope| {
             let fetching = scope.spawn(|| {

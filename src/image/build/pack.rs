@@ -7,6 +7,8 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use oci_spec::image::{
     ConfigBuilder, DescriptorBuilder, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder, MediaType,
     OciLayoutBuilder, RootFsBuilder, Sha256Digest,
@@ -28,8 +30,8 @@ const ENV: [&str; 6] = [
 ];
 /// Folders that belong to the guest.
 const GUESTS: [&str; 2] = ["output", "work"];
-/// A good half of what zstd can save, at a tenth of the time.
-const LEVEL: i32 = 9;
+/// gzip, for engines before Docker 23 load no layer of zstd; at its own default level.
+const LEVEL: Compression = Compression::new(6);
 
 /// Why a tree has not become a layout.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +90,8 @@ pub(super) fn pack(tree: &Path, epoch: u64, layout: &Path, progress: &dyn Progre
 /// The layer, compressed in `to`: the digests of the tar and of the file, and the file's size.
 fn layer(tree: &Path, epoch: u64, to: &Path, progress: &dyn Progress) -> Result<(Digest, Digest, u64), Error> {
     let file = Hashing::new(BufWriter::new(File::create(to).map_err(failed(to))?));
-    let encoder = zstd::Encoder::new(file, LEVEL).map_err(failed(to))?;
+    // Its header has neither time nor system.
+    let encoder = GzEncoder::new(file, LEVEL);
     let tar = tar_of(tree, epoch, Hashing::new(encoder), progress)?;
     let mut file = tar.to.finish().map_err(failed(to))?;
     file.flush().map_err(failed(to))?;
@@ -175,7 +178,7 @@ fn documents(layout: &Path, epoch: u64, diff: Digest, layer: Digest, size: u64) 
         .schema_version(2_u32)
         .media_type(MediaType::ImageManifest)
         .config(descriptor(MediaType::ImageConfig, config)?)
-        .layers([descriptor(MediaType::ImageLayerZstd, (layer, size))?])
+        .layers([descriptor(MediaType::ImageLayerGzip, (layer, size))?])
         .build()?;
     let manifest = descriptor(MediaType::ImageManifest, blob(layout, &manifest)?)?;
     let index = ImageIndexBuilder::default()
