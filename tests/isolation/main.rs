@@ -2,12 +2,7 @@
 //!
 //! The attacks of each module are the guest's scripts; why each fails is asserted (errno, verdict, violation), so that a
 //! pass tells which layer held. With `NSBOX_TEST_MUST_RUN=1` nothing is skipped for want of a capability.
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says what it skips"
-)]
+#![expect(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
 mod boundary;
 mod channel;
