@@ -160,6 +160,7 @@ fn image_in_use_is_not_removed() {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     if line != "up\n" {
+        child.wait().unwrap();
         return skip("nsbox cannot run here");
     }
     let refused = nsbox(&place, &["image", "rm", "image"]);
