@@ -28,15 +28,14 @@ pub fn store() -> &'static Path {
     STORE.get_or_init(|| {
         let store = Path::new(env!("CARGO_TARGET_TMPDIR")).join("build");
         fs::create_dir_all(&store).unwrap();
-        // One suite at a time; the lock goes with the process.
+        // One suite at a time, until its keeper has ended too: the lock is the keeper's output.
         let lock = File::create(store.join("suite.lock")).unwrap();
         lock.lock().unwrap();
-        std::mem::forget(lock);
         for name in ["blobs", "images", "names"] {
             fs::remove_dir_all(store.join(name)).ok();
         }
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(&store).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        keeper.args(["-c", KEEPER, "sh"]).arg(&store).stdin(Stdio::piped()).stdout(lock).process_group(0);
         std::mem::forget(keeper.spawn().unwrap());
         store
     })

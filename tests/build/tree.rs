@@ -25,7 +25,9 @@ pub fn of_tar(tar: impl Read) -> Tree {
         }
         let header = entry.header();
         let kind = header.entry_type();
-        let facts = format!("{:o} {}:{}", header.mode().unwrap(), header.uid().unwrap(), header.gid().unwrap());
+        // Docker's tars have the kind in the mode too.
+        let facts =
+            format!("{:o} {}:{}", header.mode().unwrap() & 0o7777, header.uid().unwrap(), header.gid().unwrap());
         let target = entry.link_name().unwrap().map(|target| target.into_owned());
         let described = match (kind, target) {
             (tar::EntryType::Link, Some(target)) => tree[target.components().as_path()].clone(),
