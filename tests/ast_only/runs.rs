@@ -140,8 +140,10 @@ except OSError as error:
 }
 
 #[test]
-fn file_over_the_disk_limit_is_refused() {
+fn file_over_its_limit_is_refused() {
     for user in everyone() {
+        let config = user.path("limits.yaml");
+        fs::write(&config, "limits:\n  file_size: 1m\n").unwrap();
         let source = "
 try:
     open('big', 'wb').write(b'x' * 3_000_000)
@@ -149,7 +151,10 @@ except OSError as error:
     print(error.errno)
 open('small', 'wb').write(b'x' * 1000)
 ";
-        assert_eq!(run(&user, &["--disk", "1m"], source).expect("ok").stdout(), format!("{}\n", nix::libc::EFBIG));
+        assert_eq!(
+            run(&user, &["--config", config.to_str().unwrap()], source).expect("ok").stdout(),
+            format!("{}\n", nix::libc::EFBIG)
+        );
     }
 }
 
