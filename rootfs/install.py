@@ -228,6 +228,7 @@ def main():
     # The guest's own places, for engines that do not make them.
     for name in ("input", "output", "work", "tmp", "root", "dev", "proc", "sys"):
         Path("/", name).mkdir(exist_ok=True)
+    Path("/root").chmod(0o755)
     if os.path.exists("/sbin/ldconfig"):
         os.spawnv(os.P_WAIT, "/sbin/ldconfig", ["ldconfig", "-X"])
         shutil.rmtree("/var/cache/ldconfig", ignore_errors=True)

@@ -18,11 +18,15 @@ const INSTALLER: &str = include_str!("../../../rootfs/install.py");
 const CUT: &str = include_str!("../../../rootfs/cut.txt");
 const CUT_SLIM: &str = include_str!("../../../rootfs/cut-slim.txt");
 /// nsbox's own Python in the guest, for engines that have no store.
-const GUEST: [(&str, &str); 4] = [
+const GUEST: [(&str, &str); 8] = [
     ("collect.py", include_str!("../../../rootfs/guest/collect.py")),
     ("compile.py", include_str!("../../../rootfs/guest/compile.py")),
+    ("container.py", include_str!("../../../rootfs/guest/container.py")),
     ("network_hint.py", include_str!("../../../rootfs/guest/network_hint.py")),
+    ("relocate.py", include_str!("../../../rootfs/guest/relocate.py")),
     ("runner.py", include_str!("../../../rootfs/guest/runner.py")),
+    ("warm_up.py", include_str!("../../../rootfs/guest/warm_up.py")),
+    ("zygote.py", include_str!("../../../rootfs/guest/zygote.py")),
 ];
 
 /// Lays the installer and what it installs into the tree.
