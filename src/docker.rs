@@ -13,11 +13,13 @@ mod request;
 mod watch;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::errors::Error as ApiError;
+use futures_util::FutureExt;
 
 use crate::check::{self, Policy};
 use crate::config::{Config, duration_text};
@@ -319,9 +321,11 @@ impl Docker {
             return Err(Error::Cancelled);
         }
         let container = engine.container(&self.config, &self.seccomp, &script)?;
-        let held = container.hold(&self.config, script, watch, deadline).await;
+        // The caller's sink may panic: the container goes all the same.
+        let held = AssertUnwindSafe(container.hold(&self.config, script, watch, deadline)).catch_unwind().await;
         let removed = container.remove().await;
         *clean = removed.is_ok();
+        let held = held.unwrap_or_else(|panic| resume_unwind(panic));
         let mut outcome = run.close(&self.config, &engine, held?, artifacts.as_deref())?;
         if let Err(error) = removed {
             // The run is over all the same: `unavailable` would let it be repeated.
@@ -359,7 +363,7 @@ fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         let thread = std::thread::Builder::new().name("nsbox-docker".to_owned());
         let thread = thread.spawn_scoped(scope, work);
         let thread = thread.map_err(|source| Error::Step { step: "start a thread for the engine", source })?;
-        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 

@@ -101,7 +101,12 @@ fn judge(config: &Config, engine: &Engine, held: &mut Held) -> Result<bool, Erro
         }
         _ => {}
     }
-    Ok(oom || facts.number("oom_kills").is_some_and(|kills| kills > 0))
+    let oom = oom || facts.number("oom_kills").is_some_and(|kills| kills > 0);
+    // Whose child the kernel killed may wait for it until the time is over.
+    if oom && matches!(evidence.kill, Some(Kill::Timeout | Kill::CpuTime)) {
+        evidence.kill = Some(Kill::Memory);
+    }
+    Ok(oom)
 }
 
 fn ended_otherwise(state: &ContainerState, expected: i32) -> bool {
