@@ -11,6 +11,8 @@ mod caps;
 pub(crate) mod cgroup;
 mod channels;
 pub(crate) mod direct;
+mod error;
+pub(crate) mod evidence;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod idmap;
@@ -25,6 +27,7 @@ mod oci;
 mod plan;
 pub(crate) mod probe;
 pub(crate) mod rlimits;
+mod scratch;
 mod script;
 pub mod seccomp;
 pub(crate) mod slot;
@@ -47,118 +50,15 @@ use account::Account;
 pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
 use cgroup::{Cgroup, Hierarchy};
 use channels::Channels;
-use host::Host;
+pub use error::Error;
+use error::failed;
+pub use evidence::Stream;
 use idmap::HostIds;
 use mounts::{Bind, Private, View};
 use nest::{Ground, Nest};
 use plan::{Arg, Plan, literal};
 pub use script::{Cancel, Script, Sink, Stdin, Watch};
-pub use supervise::Stream;
 use supervise::Supervisor;
-
-/// Why there is no sandbox, or why a run did not begin.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The image.
-    #[error(transparent)]
-    Image(#[from] image::Error),
-    /// The check's policy.
-    #[error(transparent)]
-    Policy(#[from] check::Error),
-    /// The seccomp profile.
-    #[error(transparent)]
-    Seccomp(#[from] seccomp::Error),
-    /// The cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::Error),
-    /// The user mapping.
-    #[error(transparent)]
-    UserMap(#[from] idmap::OnlyRoot),
-    /// The namespaces or init.
-    #[error("failed to {step}")]
-    Spawn {
-        /// What was tried.
-        step: &'static str,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// A call of the supervisor's own.
-    #[error("failed to {step}")]
-    Step {
-        /// What was tried.
-        step: String,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The plan.
-    #[error(transparent)]
-    Plan(#[from] plan::TooLong),
-    /// The set-up inside the namespaces, or the watch over the run.
-    #[error(transparent)]
-    Run(#[from] supervise::Error),
-    /// An input.
-    #[error("{name:?} cannot name an input: use letters, digits, '_', '-' and '.', at most 64 of them")]
-    InputName {
-        /// The name given.
-        name: String,
-    },
-    /// Two inputs of one name.
-    #[error("two inputs are named {name:?}: give each a name of its own")]
-    InputTwice {
-        /// The name.
-        name: String,
-    },
-    /// An input's file or folder.
-    #[error("failed to open the input {name}={}", path.display())]
-    Input {
-        /// Its name.
-        name: String,
-        /// Its path on the host.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The description of a run for OCI runtimes.
-    #[error("failed to describe the run in the OCI format")]
-    Oci(#[from] oci_spec::OciSpecError),
-    /// The interpreter that slots are forked from.
-    #[error("the pool's interpreter failed to {what}: {why}; nothing runs warm without it (see preload and warm_up)")]
-    Zygote {
-        /// What it was doing: `import NAME`, say.
-        what: String,
-        /// Its exception.
-        why: String,
-    },
-    /// A configuration that this backend cannot serve.
-    #[error("{0}")]
-    Unsupported(String),
-}
-
-impl Error {
-    /// A caller gave up before the script began.
-    pub(crate) fn cancelled() -> Self {
-        Self::Run(supervise::Error::Cancelled)
-    }
-
-    /// What mends it on this machine, each a way of its own; the first is the narrowest. None where the error itself says
-    /// what to do, or nothing is known.
-    #[must_use]
-    pub fn knobs(&self) -> Vec<String> {
-        knob::of(self, &Host::read())
-    }
-
-    /// The error with its causes and the first knob, in one line.
-    pub(crate) fn explain(&self) -> String {
-        match self.knobs().first() {
-            Some(knob) => format!("{}; to mend it: {knob} (nsbox doctor tells more)", chain(self)),
-            None => chain(self),
-        }
-    }
-}
 
 /// Everything that runs have in common: built once, it may serve any number of them, from any number of threads.
 #[derive(Debug)]
@@ -280,17 +180,9 @@ impl Sandbox {
         nest.send(&mut plan, &self.ground)?;
         drop(view);
         let mut supervisor = Supervisor {
-            nest,
-            channels: channels.detach().map_err(failed("start a thread for the script's standard input"))?,
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
-            limits: &self.config.limits,
-            program: &self.program,
             sink: watch.sink,
-            listener: None,
-            long: None,
-            folder: None,
-            line: None,
-            evidence: supervise::Evidence::default(),
+            ..Supervisor::of(nest, channels, &self.config.limits, &self.program)?
         };
 
         // Init works on another CPU meanwhile.
@@ -302,12 +194,8 @@ impl Sandbox {
         } else {
             source
         };
-        if let Some(mut code) = supervisor.channels.code.take() {
-            channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
-        }
         self.ground.sweep();
-        supervisor.wait_ready(&plan, setup_deadline)?;
-        supervisor.start()?;
+        supervisor.start(&text, &plan, setup_deadline)?;
         // Read back while the interpreter starts; that all is armed, init has said.
         account.armed(supervisor.nest.cgroup.as_ref());
         let evidence = supervisor.run(&plan, setup_deadline)?;
@@ -540,9 +428,4 @@ fn sets_memfd_noexec(ids: HostIds) -> bool {
     matches!(ids, HostIds::Free { .. })
         && nix::unistd::geteuid().is_root()
         && nix::unistd::access("/proc/sys/vm/memfd_noexec", nix::unistd::AccessFlags::W_OK).is_ok()
-}
-
-/// An error of the supervisor's own.
-fn failed(step: &'static str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Step { step: step.to_owned(), source }
 }

@@ -13,8 +13,8 @@ use super::watch::Held;
 use crate::config::{Config, size_text};
 use crate::outcome::{Backend, Cgroup, Enforced, Layer, Outcome, Timings, Usage};
 use crate::sandbox::account::{milliseconds, settle};
+use crate::sandbox::evidence::{End, Kill};
 use crate::sandbox::idmap::GUEST_ID;
-use crate::sandbox::supervise::{End, Kill};
 
 /// A run under way.
 pub(super) struct Run {

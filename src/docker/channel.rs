@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use crate::config::Config;
+use crate::sandbox::evidence::Stream;
 use crate::sandbox::line::Nonce;
-use crate::sandbox::supervise::Stream;
 use crate::sandbox::{Script, Stdin, guest};
 
 /// Nonce, kind, length.

@@ -25,7 +25,8 @@ use super::engine::{self, Engine};
 use super::files::{Inputs, Staging};
 use super::{Error, request};
 use crate::config::Config;
-use crate::sandbox::supervise::{Captured, Evidence, Kill, REAP_PATIENCE, Stream};
+use crate::sandbox::evidence::{Captured, Evidence, Kill, Stream};
+use crate::sandbox::supervise::REAP_PATIENCE;
 use crate::sandbox::{Cancel, Script, Stdin, Watch, line};
 
 /// How long pid 1 may take to end its script when asked, before the engine ends the whole container.

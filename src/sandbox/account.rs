@@ -10,8 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::cgroup::{self, Counters};
+use super::evidence::{End, Evidence, Kill, Stream};
 use super::rlimits::{self, Rlimit};
-use super::supervise::{self, End, Evidence, Kill, Stream};
+use super::supervise;
 use super::{Error, Sandbox, artifacts, idmap, seccomp};
 use crate::check::{Report, render_text};
 use crate::config::{Config, Limits, duration_text, size_text};

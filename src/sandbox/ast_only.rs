@@ -17,14 +17,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::account::Account;
-use super::channels::{self, Channels};
+use super::channels::Channels;
 use super::direct::plan_control;
 use super::guest::{self, Task};
 use super::idmap::HostIds;
 use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan};
 use super::script::{Cancel, Script, Watch};
-use super::supervise::{Evidence, Supervisor};
+use super::supervise::Supervisor;
 use super::{Equipment, Error, Sandbox, caps, failed, landlock, measure, plan_file, rlimits, seccomp};
 use crate::config::Config;
 use crate::outcome::{Backend, Enforced, Layer, Outcome};
@@ -128,28 +128,17 @@ impl AstOnly {
         landlock::plan_own_process(&mut plan, self.abi, rules.as_raw_fd());
         landlock::plan_enforce(&mut plan, Arg::Fd(rules.as_raw_fd()));
         inner.program.plan(&mut plan);
-        let command = guest::Command { root: Some(folder.root.as_path()), ..inner.command_for(task) };
+        let command = guest::Command { root: Some(folder.root()), ..inner.command_for(task) };
         command.plan_execution(&mut plan, &config, &channels.guest(), &account.rlimits);
         nest.send(&mut plan, &inner.ground)?;
         drop(rules);
         let mut supervisor = Supervisor {
-            nest,
-            channels: channels.detach().map_err(failed("start a thread for the script's standard input"))?,
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
-            limits: &inner.config.limits,
-            program: &inner.program,
             sink: watch.sink,
-            listener: None,
-            long: None,
             folder: Some(&folder),
-            line: None,
-            evidence: Evidence::default(),
+            ..Supervisor::of(nest, channels, &inner.config.limits, &inner.program)?
         };
-        if let Some(mut code) = supervisor.channels.code.take() {
-            channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
-        }
-        supervisor.wait_ready(&plan, deadline)?;
-        supervisor.start()?;
+        supervisor.start(&text, &plan, deadline)?;
         account.note(self.enforced(&account));
         let mut evidence = supervisor.run(&plan, deadline)?;
         if artifacts.is_some() {

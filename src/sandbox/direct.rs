@@ -9,16 +9,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::unistd::{getegid, geteuid};
-use tempfile::TempDir;
 
 use super::account::Account;
-use super::channels::{self, Channels};
+use super::channels::Channels;
 use super::guest::{self, Task};
 use super::idmap::HostIds;
 use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan};
+use super::scratch::Scratch;
 use super::script::{Cancel, Script, Watch};
-use super::supervise::{Evidence, Supervisor};
+use super::supervise::Supervisor;
 use super::{Equipment, Error, Sandbox, failed};
 use crate::config::{Config, Limits};
 use crate::outcome::{Backend, Outcome, Verdict};
@@ -90,7 +90,8 @@ impl Direct {
         };
         let inputs = found(&inputs)?;
         // The runner writes the script to where its `__file__` says.
-        let folder = TempDir::with_prefix("nsbox-direct-").map_err(failed("make a folder for the script"))?;
+        let folder = Scratch::make(&inner.ground.owner, 0o700)
+            .map_err(failed("make a folder for the script (TMPDIR names another place)"))?;
         let name = guest::script_path(&shown);
         let file = folder.path().join(name.rsplit('/').next().unwrap_or_default()).to_string_lossy().into_owned();
 
@@ -107,23 +108,11 @@ impl Direct {
         command.plan_execution(&mut plan, &inner.config, &channels.guest(), &[]);
         nest.send(&mut plan, &inner.ground)?;
         let mut supervisor = Supervisor {
-            nest,
-            channels: channels.detach().map_err(failed("start a thread for the script's standard input"))?,
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
-            limits: &self.limits,
-            program: &inner.program,
             sink: watch.sink,
-            listener: None,
-            long: None,
-            folder: None,
-            line: None,
-            evidence: Evidence::default(),
+            ..Supervisor::of(nest, channels, &self.limits, &inner.program)?
         };
-        if let Some(mut code) = supervisor.channels.code.take() {
-            channels::write_sealed(&mut code, &text).map_err(failed("hand over the script"))?;
-        }
-        supervisor.wait_ready(&plan, deadline)?;
-        supervisor.start()?;
+        supervisor.start(&text, &plan, deadline)?;
         let evidence = supervisor.run(&plan, deadline)?;
         Ok(account.close(evidence, None, None))
     }

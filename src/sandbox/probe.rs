@@ -12,7 +12,7 @@ use super::mounts::{View, WRITABLE};
 use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan, literal};
 use super::script::Stdin;
-use super::supervise::{Evidence, Supervisor};
+use super::supervise::Supervisor;
 use super::{
     Error, caps, failed, image_view, landlock, mounts, plan_cgroup_namespace, plan_file, plan_host_name, rlimits,
     seccomp, sets_memfd_noexec,
@@ -207,19 +207,7 @@ impl<'a> Prober<'a> {
         build(&mut plan);
         plan.begin_guest();
         nest.send(&mut plan, &self.ground)?;
-        let mut supervisor = Supervisor {
-            nest,
-            channels: channels.detach().map_err(failed("start a thread for the script's standard input"))?,
-            cancel: None,
-            limits: self.limits,
-            program: &self.program,
-            sink: None,
-            listener: None,
-            long: None,
-            folder: None,
-            line: None,
-            evidence: Evidence::default(),
-        };
+        let mut supervisor = Supervisor::of(nest, channels, self.limits, &self.program)?;
         supervisor.wait_ready(&plan, Instant::now() + PATIENCE)?;
         Ok(Seen { host_ids, clone3 })
     }

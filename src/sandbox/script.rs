@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::supervise::Stream;
+use super::evidence::Stream;
 
 /// Text to run, and what it is given.
 #[derive(Debug, Default)]

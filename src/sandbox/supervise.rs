@@ -3,7 +3,6 @@
 //! One thread, one poll loop. What it returns is what the kernel said: init's waitid, the cgroup's counters, seccomp's
 //! notifications, and which limit made the supervisor kill. See pidfd_open(2), seccomp_unotify(2), poll(2).
 
-use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -15,8 +14,9 @@ use nix::sys::time::TimeSpec;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use super::ast_only::Folder;
-use super::cgroup::Counters;
-use super::channels::Supervised;
+use super::channels::{self, Channels, Supervised};
+use super::error::failed as step_failed;
+use super::evidence::{End, Evidence, Kill, Stream};
 use super::line::Line;
 use super::measure::Measure;
 use super::meter::Meter;
@@ -37,94 +37,6 @@ const FLOOD: u64 = 10_000;
 pub(crate) const REAP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the clocks that no descriptor announces are read.
 const MEASURE_EVERY: Duration = Duration::from_millis(20);
-
-/// One of the guest's two streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-/// Why the supervisor killed a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kill {
-    /// The wall-time limit.
-    Timeout,
-    /// The CPU-time limit.
-    CpuTime,
-    /// The memory limit, by the cgroup's event or by measuring.
-    Memory,
-    /// More in files than allowed, where no file system of the run's own says so.
-    Disk,
-    /// More output than allowed, and `output_kill` is set.
-    Output(Stream),
-    /// A call that the profile kills for.
-    Violation(i32),
-    /// The caller's wish.
-    Cancelled,
-}
-
-/// How the guest's main process ended, by init's waitid(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
-    /// It called exit with this status.
-    Exited(i32),
-    /// This signal killed it.
-    Signalled(i32),
-}
-
-/// A stream's bytes, up to its limit.
-#[derive(Debug, Default)]
-pub(crate) struct Captured {
-    /// What was kept.
-    pub bytes: Vec<u8>,
-    /// Whether there was more.
-    pub truncated: bool,
-}
-
-impl Captured {
-    /// Keeps what fits under the limit, and tells how many bytes that were.
-    pub(crate) fn keep(&mut self, bytes: &[u8], limit: u64) -> usize {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let kept = bytes.len().min(limit.saturating_sub(self.bytes.len()));
-        self.bytes.extend_from_slice(&bytes[..kept]);
-        self.truncated |= kept < bytes.len();
-        kept
-    }
-}
-
-/// All that is known of a run that is over.
-#[derive(Debug, Default)]
-pub(crate) struct Evidence {
-    /// Init's word on the main process; `None` when init was killed before it could say.
-    pub end: Option<End>,
-    /// Why the supervisor killed it, if it did before the end was known.
-    pub kill: Option<Kill>,
-    /// Standard output.
-    pub stdout: Captured,
-    /// Standard error.
-    pub stderr: Captured,
-    /// Refused calls by number, with how often.
-    pub violations: BTreeMap<i32, u64>,
-    /// When the script's first line began; `None` when it never did.
-    pub started: Option<Instant>,
-    /// When the main process ended or was killed.
-    pub ended: Option<Instant>,
-    /// Peaks by measuring, where there is no cgroup.
-    pub measured: Option<Measure>,
-    /// A warm run's answer: it ended well, and this is its document.
-    pub answer: Option<Vec<u8>>,
-    /// What the cgroup had counted when the answer came.
-    pub counters: Option<Counters>,
-    /// The document, where it came as bytes.
-    pub document: Option<Vec<u8>>,
-    /// The memfd that the guest could write its result document to.
-    pub result: Option<std::fs::File>,
-    /// The guest's /output, where artifacts were asked for.
-    pub output: Option<OwnedFd>,
-}
 
 /// Why a run did not begin, or cannot be accounted for.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +92,41 @@ pub(crate) struct Supervisor<'a, 's> {
     pub evidence: Evidence,
 }
 
-impl Supervisor<'_, '_> {
+impl<'a> Supervisor<'a, '_> {
+    /// The supervisor of a run whose init has its plan: from now on init alone holds the guest's ends of `channels`.
+    pub(crate) fn of(
+        nest: Nest,
+        channels: Channels,
+        limits: &'a Limits,
+        program: &'a Program,
+    ) -> Result<Self, super::Error> {
+        let channels = channels.detach().map_err(step_failed("start a thread for the script's standard input"))?;
+        Ok(Self {
+            nest,
+            channels,
+            cancel: None,
+            limits,
+            program,
+            sink: None,
+            listener: None,
+            long: None,
+            folder: None,
+            line: None,
+            evidence: Evidence::default(),
+        })
+    }
+
+    /// Hands over the script's text, and starts the guest once init has carried out the whole set-up.
+    pub(crate) fn start(&mut self, text: &[u8], plan: &Plan, deadline: Instant) -> Result<(), super::Error> {
+        if let Some(mut code) = self.channels.code.take() {
+            channels::write_sealed(&mut code, text).map_err(step_failed("hand over the script"))?;
+        }
+        self.wait_ready(plan, deadline)?;
+        send(self.nest.control.as_raw_fd(), &COMMAND_GO.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
+            .map_err(|errno| Error::Supervisor { step: "start the guest", source: errno.into() })?;
+        Ok(())
+    }
+
     /// Waits until init has carried out the whole set-up.
     pub(crate) fn wait_ready(&mut self, plan: &Plan, deadline: Instant) -> Result<(), Error> {
         loop {
@@ -202,20 +148,13 @@ impl Supervisor<'_, '_> {
         }
     }
 
-    /// Starts the guest.
-    pub(crate) fn start(&self) -> Result<(), Error> {
-        send(self.nest.control.as_raw_fd(), &COMMAND_GO.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)
-            .map_err(|errno| Error::Supervisor { step: "start the guest", source: errno.into() })?;
-        Ok(())
-    }
-
     /// Watches the started guest until nothing of it is left.
     pub(crate) fn run(&mut self, plan: &Plan, setup_deadline: Instant) -> Result<Evidence, Error> {
         let outcome = self.watch(Some(plan), setup_deadline);
         if outcome.is_err() {
             self.nest.kill();
         }
-        let reaped = self.reap();
+        let reaped = self.reap(Some(plan));
         self.drain();
         outcome.and(reaped)?;
         self.evidence.result = self.channels.result.take();
@@ -230,7 +169,7 @@ impl Supervisor<'_, '_> {
         if !answered {
             // Its init does not end with the guest.
             self.nest.kill();
-            reaped = self.reap();
+            reaped = self.reap(None);
         }
         self.drain();
         outcome.and(reaped)?;
@@ -436,7 +375,7 @@ impl Supervisor<'_, '_> {
     }
 
     /// Waits until the pid namespace is empty: init's end is announced only then.
-    fn reap(&mut self) -> Result<(), Error> {
+    fn reap(&mut self, plan: Option<&Plan>) -> Result<(), Error> {
         self.nest.wait_empty()?;
         // execve(2) gave init the exit signal SIGCHLD, so a host that waits for any child may have reaped it first. Its end is
         // known by the pidfd all the same.
@@ -445,10 +384,13 @@ impl Supervisor<'_, '_> {
             Ok(_) | Err(nix::errno::Errno::ECHILD) => {}
             Err(errno) => return Err(Error::Supervisor { step: "reap init", source: errno.into() }),
         }
-        // Init may have spoken between the last poll and its end.
+        // Init may have spoken between the last poll and its end: of the guest's, or of one that never began.
         while self.evidence.end.is_none() {
             match self.receive()? {
                 Some(report) if report.kind == REPORT_ENDED => self.evidence.end = Some(end(report)),
+                Some(report) if report.kind == REPORT_FAILED && self.evidence.kill.is_none() => {
+                    return Err(failed(plan, report));
+                }
                 Some(_) => {}
                 None => break,
             }

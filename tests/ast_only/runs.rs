@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +17,7 @@ use nsbox::sandbox::{Stream, Watch};
 use serde_json::json;
 
 use super::{PYTHON, args, everyone, run};
-use crate::harness::{alone, judge, nsbox, patiently, until};
+use crate::harness::{alone, judge, nsbox, outcome_of, patiently, until};
 use crate::user::User;
 
 fn is_there(pid: &str) -> bool {
@@ -196,6 +196,27 @@ print(open('/work/own').read(), '/inputs', '/inpu')
         let ran = run(&user, &["--input", &input, "--output", &output], source).expect("ok");
         assert_eq!(ran.stdout(), "1,2 ['1,2', '1,2']\nmademade /inputs /inpu\n");
         assert_eq!(fs::read_to_string(user.path("artifacts/made.txt")).unwrap(), "made");
+    }
+}
+
+#[test]
+fn interpreter_that_the_guest_may_not_execute_is_named() {
+    // Only root's guest is another user.
+    for user in everyone().into_iter().filter(|user| user.id == 0) {
+        let closed = user.path("closed");
+        fs::create_dir(&closed).unwrap();
+        let venv = closed.join("venv").display().to_string();
+        let made = Command::new(PYTHON).args(["-m", "venv", "--without-pip", &venv]).status().unwrap();
+        assert!(made.success());
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+        let interpreter = format!("{venv}/bin/python3");
+        // Init's last word and its end race.
+        for _ in 0..20 {
+            let args = args(&user, &["--json", "-"]);
+            let args = args.iter().map(|arg| if arg == PYTHON { &interpreter } else { arg.as_str() });
+            let ran = outcome_of(user.nsbox(&[], &args.collect::<Vec<_>>()), b"pass").expect("unavailable");
+            ran.says("failed to execute").says("Permission denied");
+        }
     }
 }
 

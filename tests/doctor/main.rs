@@ -25,7 +25,9 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        std::fs::copy(env!("CARGO_BIN_EXE_nsbox"), folder.path().join("nsbox")).unwrap();
+        // By another process: what this one has just written cannot be executed while a test beside it forks.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nsbox")).arg(folder.path()).status().unwrap();
+        assert!(copied.success());
         let store = folder.path().join("store");
         std::fs::create_dir(&store).unwrap();
         if is_root() {

@@ -1,5 +1,6 @@
 //! `NSBOX_TEST_SLOW=N` says that this machine is about N times as slow as one of its own; `tests/vm/run` sets it, for it
-//! emulates one. It stretches how long a test waits for what must come to pass, never what a limit is held to.
+//! emulates one. It stretches how long a test waits for what must come to pass, how long a busy script is looked at, and the
+//! limits of time in whose way nothing may come: never how far a run may go over its limit.
 
 use std::env;
 use std::time::Duration;

@@ -103,7 +103,7 @@ socket.create_connection(listener.getsockname()).close()
     ];
     assert_eq!(outcome.result, Some(Value::List(expected)));
     let left = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    let left = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("nsbox-direct-"));
+    let left = left.filter(|entry| entry.file_name().to_string_lossy().starts_with("nsbox-"));
     let left: Vec<_> = left.filter(|entry| entry.path().join("strategy.py").exists()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -175,15 +175,26 @@ fn direct_run_is_cancelled_and_ends_with_its_host() {
 
     fs::write(desk.path("off.yaml"), "sandbox:\n  enabled: false\n").unwrap();
     fs::write(desk.path("long.py"), "import time\ntime.sleep(600)").unwrap();
-    let mut command = nsbox(["run", "--no-check", "--config"]);
-    command.args([desk.path("off.yaml"), desk.path("long.py")]).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
+    fs::write(desk.path("short.py"), "pass").unwrap();
+    fs::create_dir(desk.path("tmp")).unwrap();
+    let command = |script: &str| {
+        let mut command = nsbox(["run", "--no-check", "--config"]);
+        command.args([desk.path("off.yaml"), desk.path(script)]).env("TMPDIR", desk.path("tmp"));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let folders = || fs::read_dir(desk.path("tmp")).unwrap().count();
+    let mut child = command("long.py").spawn().unwrap();
     let guest = || children(child.id()).first().and_then(|init| children(*init).first().copied());
     until("it runs", || guest().is_some());
     let guest = guest().unwrap().to_string();
     child.kill().unwrap();
     child.wait().unwrap();
     until("the script is gone", || !lives(&guest));
+    // What it could not remove, the next run does.
+    assert_eq!(folders(), 1);
+    assert!(command("short.py").status().unwrap().success());
+    assert_eq!(folders(), 0);
 }
 
 #[test]

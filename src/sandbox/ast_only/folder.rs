@@ -15,6 +15,7 @@ use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 use crate::config::Limits;
 use crate::sandbox::cgroup::Owner;
 use crate::sandbox::idmap::is_everybodys;
+use crate::sandbox::scratch::Scratch;
 
 /// How often it is counted at most.
 const COUNT_EVERY: Duration = Duration::from_millis(50);
@@ -24,30 +25,32 @@ const SHARE: u32 = 10;
 /// The folders of one run, removed with what is in them.
 #[derive(Debug)]
 pub(crate) struct Folder {
-    pub root: PathBuf,
     pub work: PathBuf,
     pub tmp: PathBuf,
     pub input: PathBuf,
     pub output: PathBuf,
+    scratch: Scratch,
     guest: (u32, u32),
     next_count: Cell<Option<Instant>>,
 }
 
 impl Folder {
-    /// Makes them for the guest's user; those that dead supervisors left are removed first.
+    /// Makes them for the guest's user.
     pub(crate) fn make(owner: &Owner, guest: (u32, u32)) -> io::Result<Self> {
-        let place = std::env::temp_dir();
-        sweep(&place, owner);
-        let root = place.join(owner.next_name());
-        DirBuilder::new().mode(0o711).create(&root)?;
-        let [work, tmp, input, output] = ["work", "tmp", "input", "output"].map(|name| root.join(name));
-        let folder = Self { root, work, tmp, input, output, guest, next_count: Cell::new(None) };
+        let scratch = Scratch::make(owner, 0o711)?;
+        let [work, tmp, input, output] = ["work", "tmp", "input", "output"].map(|name| scratch.path().join(name));
+        let folder = Self { work, tmp, input, output, scratch, guest, next_count: Cell::new(None) };
         for path in folder.writable() {
             DirBuilder::new().mode(0o700).create(path)?;
             chown(path, Some(guest.0), Some(guest.1))?;
         }
         make_readable_folder(&folder.input)?;
         Ok(folder)
+    }
+
+    /// The one that they all are in.
+    pub(crate) fn root(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// Those that the guest may fill.
@@ -88,12 +91,6 @@ impl Folder {
     pub(crate) fn as_owner<T>(&self, look: impl FnOnce() -> T) -> T {
         let _back = FileIds::take(self.guest);
         look()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        remove(&self.root);
     }
 }
 
@@ -163,20 +160,4 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 fn make_readable_folder(path: &Path) -> io::Result<()> {
     fs::create_dir(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o755))
-}
-
-/// Removes a folder; the guest can have made none that its owner may not change, and the next run's sweep tries again.
-fn remove(folder: &Path) {
-    fs::remove_dir_all(folder).ok();
-}
-
-/// Removes what dead supervisors of this user left.
-fn sweep(place: &Path, owner: &Owner) {
-    let Ok(entries) = fs::read_dir(place) else { return };
-    for entry in entries.flatten() {
-        let is_ours = entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == geteuid().as_raw());
-        if is_ours && entry.file_name().to_str().is_some_and(|name| owner.is_stale(name)) {
-            remove(&entry.path());
-        }
-    }
 }
