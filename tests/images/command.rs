@@ -15,7 +15,7 @@ use crate::machine::{skip, text};
 use crate::rootfs::{self_contained, small_root};
 use crate::slow::patiently;
 
-fn command(place: &Place, args: &[&str]) -> Command {
+pub fn command(place: &Place, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nsbox"));
     command.args(args).env("NSBOX_STORE", place.store.root()).env("NSBOX_EVENT_LOG", "none").stdin(Stdio::null());
     command

@@ -7,6 +7,8 @@
 
 #[path = "../harness/slow.rs"]
 mod slow;
+#[path = "../harness/registry.rs"]
+mod registries;
 
 mod archives;
 mod builders;
