@@ -165,7 +165,7 @@ pub enum Error {
     },
     /// The mirror or index is not trusted.
     #[error(
-        "failed to trust {place}: add the authority of its certificate to the system's (update-ca-certificates), or name a file with it in SSL_CERT_FILE"
+        "failed to trust {place}: its certificate needs an authority of the system's (update-ca-certificates) or of a file that SSL_CERT_FILE names, and must be none itself"
     )]
     Distrust {
         /// The address.

@@ -61,7 +61,7 @@ pub enum Error {
     Tls(#[source] Box<OciDistributionError>),
     /// The registry is not trusted.
     #[error(
-        "failed to trust {registry}: add the authority of its certificate to the system's (update-ca-certificates), or name a file with it in SSL_CERT_FILE"
+        "failed to trust {registry}: its certificate needs an authority of the system's (update-ca-certificates) or of a file that SSL_CERT_FILE names, and must be none itself"
     )]
     Distrust {
         /// Its address.

@@ -17,6 +17,17 @@ use serde_json::{Value, json};
 /// How long it may take to listen, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// openssl's own configuration would make it an authority, which rustls takes from no server.
+const OPENSSL: &str = "\
+[req]
+distinguished_name = name
+x509_extensions = extensions
+[name]
+[extensions]
+basicConstraints = critical, CA:FALSE
+subjectAltName = IP:127.0.0.1
+";
+
 /// A running registry, which ends with the value.
 pub struct Registry {
     folder: PathBuf,
@@ -34,10 +45,23 @@ impl Certificate {
     /// For 127.0.0.1; `None` where openssl is not installed.
     pub fn make(folder: &Path) -> Option<Self> {
         let made = Self { certificate: folder.join("certificate.pem"), key: folder.join("key.pem") };
+        let config = folder.join("openssl.cnf");
+        fs::write(&config, OPENSSL).unwrap();
         let mut openssl = Command::new("openssl");
-        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=registry"]);
-        openssl.args(["-addext", "subjectAltName=IP:127.0.0.1", "-out"]).arg(&made.certificate);
-        let output = openssl.arg("-keyout").arg(&made.key).output().ok()?;
+        openssl.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=registry",
+            "-config",
+        ]);
+        openssl.arg(config).arg("-out").arg(&made.certificate).arg("-keyout").arg(&made.key);
+        let output = openssl.output().ok()?;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Some(made)
     }

@@ -87,6 +87,22 @@ fn refused_import_exits_with_125_and_says_why_once() {
     assert!(String::from_utf8(large.stderr).unwrap().contains("--max-size"));
 }
 
+#[test]
+fn name_whose_image_is_gone_is_built_anew() {
+    let place = Place::new();
+    let source = place.write("a.tar", &Tar::new().file("a", "a").done());
+    text(&nsbox(&place, &["image", "import", source.to_str().unwrap(), "--name", "sandbox"]));
+    fs::remove_dir_all(place.store.root().join("images")).unwrap();
+    let mut command = command(&place, &["run", "--image", "sandbox", "-"]);
+    let output = command.env("NSBOX_OFFLINE", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(125) && said.contains("failed to build offline"), "{said}");
+    // Nor is it named once more without being brought.
+    text(&nsbox(&place, &["image", "import", source.to_str().unwrap(), "--name", "sandbox"]));
+    assert_eq!(text(&nsbox(&place, &["image", "verify", "sandbox"])), "sandbox: as it was imported\n");
+    place.store.set_name("other", &nsbox::image::Digest::of(b"another")).unwrap_err();
+}
+
 /// An image with a Python in two layers, of which the second changes what the first has.
 fn python_image(place: &Place) -> Option<()> {
     let Some(python) = self_contained() else {

@@ -5,10 +5,10 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-#[path = "../harness/slow.rs"]
-mod slow;
 #[path = "../harness/registry.rs"]
 mod registries;
+#[path = "../harness/slow.rs"]
+mod slow;
 
 mod archives;
 mod builders;

@@ -81,7 +81,18 @@ fn remove(path: &Path) -> io::Result<()> {
 pub(super) fn run(tree: &Path, staging: &Staging, progress: &dyn Progress) -> Result<(), Error> {
     let spawn_failed = |source| Error::Spawn { source };
     let mut child = Command::new("unshare")
-        .args(["--user", "--map-user=1000", "--map-group=1000", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"])
+        .args([
+            "--user",
+            "--map-user=1000",
+            "--map-group=1000",
+            "--mount",
+            "--pid",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--kill-child",
+        ])
         .arg("--root")
         .arg(tree)
         // Nothing of the caller's environment; strings hash the same in every build.
