@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::harness::{require, until};
-use crate::store::{inspect, nsbox_in, printed, shown, store};
+use crate::store::{nsbox_in, printed, shown, store};
 use crate::user::User;
 
 /// One that is compiled, one in Python alone, one that is data.
