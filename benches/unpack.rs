@@ -1,6 +1,7 @@
 //! Bringing an image into the store against `umoci unpack` of the same one: `cargo bench --bench unpack`.
 //!
-//! Cases, in turns within one run, each into an empty folder of one file system, with nothing left to be written before:
+//! Cases, in turns within one run and in the other order every second round, each into an empty folder of one file system,
+//! with nothing left to be written before. In each round first with the layers in memory, then with them on the disk alone:
 //!
 //! | case | what is timed |
 //! |---|---|
@@ -13,12 +14,13 @@
 
 use std::env;
 use std::error::Error;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::resource::{UsageWho, getrusage};
 use nsbox::image::{Options, Source, Store};
 use serde_json::{Value, json};
@@ -31,7 +33,8 @@ const MIB: f64 = 1_048_576.0;
 /// What came of one case.
 #[derive(Default)]
 struct Case {
-    seconds: Vec<f64>,
+    /// With the layers in memory, and without.
+    seconds: [Vec<f64>; 2],
     /// KiB.
     peak: u64,
 }
@@ -67,14 +70,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("nsbox", import.to_vec(), Case::default()),
         ("verify", verify.to_vec(), Case::default()),
     ];
-    for _ in 0..rounds {
+    for turn in 0..2 * rounds {
         for gone in [&bundle, &store] {
             match fs::remove_dir_all(gone) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
         }
-        for (name, words, case) in &mut cases {
+        let cold = turn % 2;
+        // An image is verified once it is there.
+        let order = if turn / 2 % 2 == 0 { [0, 1, 2] } else { [1, 2, 0] };
+        for index in order {
+            let (name, words, case) = &mut cases[index];
+            if cold == 1 {
+                forget(&layout)?;
+            }
             // What another has left to be written is not this one's to wait for.
             nix::unistd::sync();
             let begun = Instant::now();
@@ -85,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .stdin(Stdio::null())
                 .stderr(Stdio::inherit())
                 .output()?;
-            case.seconds.push(begun.elapsed().as_secs_f64());
+            case.seconds[cold].push(begun.elapsed().as_secs_f64());
             if !output.status.success() {
                 return Err(format!("{name} ended with {}", output.status).into());
             }
@@ -95,6 +105,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     report(&Store::at(&store), &mut cases)
+}
+
+/// Takes the blobs of a layout out of memory.
+fn forget(layout: &Path) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(layout.join("blobs/sha256"))? {
+        let file = File::open(entry?.path())?;
+        file.sync_all()?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    }
+    Ok(())
 }
 
 /// Runs a program, then prints what the largest of its processes had in memory at most.
@@ -147,14 +167,17 @@ fn report(store: &Store, cases: &mut [(&str, Vec<&str>, Case)]) -> Result<(), Bo
     let (files, bytes) = (record.totals.files, record.totals.bytes as f64 / MIB);
     let compressed = record.layers.iter().map(|layer| layer.size).sum::<u64>() as f64 / MIB;
     println!("\n{files} files of {bytes:.0} MiB, {} layers of {compressed:.0} MiB", record.layers.len());
-    println!("{:<8}{:>12}{:>12}{:>10}{:>10}{:>12}", "", "fastest s", "median s", "ratio", "MiB/s", "peak MiB");
-    let mut umoci = None;
-    for (name, _, case) in cases {
-        case.seconds.sort_by(f64::total_cmp);
-        let median = case.seconds[case.seconds.len() / 2];
-        let ratio = median / *umoci.get_or_insert(median);
-        let (fastest, peak) = (case.seconds[0], case.peak as f64 / 1024.0);
-        println!("{name:<8}{fastest:>12.2}{median:>12.2}{ratio:>10.2}{:>10.0}{peak:>12.0}", bytes / median);
+    for (cold, layers) in ["layers in memory", "layers on the disk"].into_iter().enumerate() {
+        println!("\n{layers:<20}{:>12}{:>12}{:>10}{:>10}{:>12}", "fastest s", "median s", "ratio", "MiB/s", "peak MiB");
+        let mut umoci = None;
+        for (name, _, case) in &mut *cases {
+            let seconds = &mut case.seconds[cold];
+            seconds.sort_by(f64::total_cmp);
+            let median = seconds[seconds.len() / 2];
+            let ratio = median / *umoci.get_or_insert(median);
+            let (fastest, peak) = (seconds[0], case.peak as f64 / 1024.0);
+            println!("{name:<20}{fastest:>12.2}{median:>12.2}{ratio:>10.2}{:>10.0}{peak:>12.0}", bytes / median);
+        }
     }
     println!("targets of nsbox: ratio 1.00, peak below 100 MB");
     Ok(())

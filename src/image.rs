@@ -37,6 +37,7 @@ mod rootfs;
 mod site;
 mod skeleton;
 pub mod store;
+mod tls;
 mod tree;
 pub mod unpack;
 

@@ -109,6 +109,7 @@ pub(super) struct Import {
 
 const IMPORT_HELP: &str = "\
 Nothing of the image is run. Devices, set-id bits, file capabilities and extended attributes are left out, with a note.
+A registry is trusted by the system's authorities, or by those in the file that SSL_CERT_FILE names.
 
 Examples:
   nsbox image import image.tar --name sandbox

@@ -21,6 +21,9 @@ use super::root::open_in;
 
 /// The most members of an archive of images: far above 127 layers of each of many images.
 const MAX_MEMBERS: usize = 100_000;
+/// The longest name of a member that counts: a document names its layers by their digests. What has a longer one is passed
+/// over, so that names alone fill no memory.
+const MAX_NAME: usize = 512;
 /// Links from member to member, as `docker save` of old writes for a layer that it has written before.
 const MAX_LINKS: usize = 8;
 
@@ -222,6 +225,9 @@ impl Index {
                 None => break Ok(()),
             };
             let name = member_name(&entry.path_bytes());
+            if name.len() > MAX_NAME || entry.link_name_bytes().is_some_and(|target| target.len() > MAX_NAME) {
+                continue;
+            }
             let member = match entry.header().entry_type() {
                 EntryType::Regular | EntryType::Continuous => {
                     Member::At { offset: entry.raw_file_position(), size: entry.size() }

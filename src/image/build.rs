@@ -11,7 +11,7 @@ mod install;
 mod lock;
 mod pack;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -39,6 +39,20 @@ pub struct Options {
     pub epoch: Option<u64>,
     /// Takes no package from the network: what the cache has is all there is.
     pub offline: bool,
+}
+
+impl Options {
+    /// What an image of them is called as the source of the store's: `build slim`.
+    fn shown(&self) -> String {
+        let mut shown = format!("build {}", self.profile.name());
+        if let Base::Image(source) = &self.base {
+            shown += &format!(" on {source}");
+        }
+        if let Some(lock) = &self.lock {
+            shown += &format!(", lock {}", lock.display());
+        }
+        shown
+    }
 }
 
 /// Which packages an image has.
@@ -141,6 +155,24 @@ pub enum Error {
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Nobody is trusted.
+    #[error("failed to prepare for TLS: install ca-certificates, or name a file of certificates in SSL_CERT_FILE")]
+    Tls {
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The mirror or index is not trusted.
+    #[error(
+        "failed to trust {place}: its certificate needs an authority of the system's (update-ca-certificates) or of a file that SSL_CERT_FILE names, and must be none itself"
+    )]
+    Distrust {
+        /// The address.
+        place: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
     },
     /// The cache does not have all of it, and the network is not to be asked.
     #[error(
@@ -251,6 +283,8 @@ impl Error {
             Self::Lock { .. } => "build-lock",
             Self::Epoch { .. } => "build-epoch",
             Self::Network { .. } => "build-network",
+            Self::Tls { .. } => "build-tls",
+            Self::Distrust { .. } => "build-distrust",
             Self::Offline { .. } => "build-offline",
             Self::Fetch { .. } => "build-fetch",
             Self::Dropped { .. } => "build-dropped",
@@ -280,8 +314,7 @@ pub fn build(store: &Store, options: &Options, progress: &dyn Progress) -> Resul
     let epoch = options.epoch.map_or_else(|| source_date_epoch(lock.epoch), Ok)?;
     store.sweep()?;
     let staging = store.stage(None)?;
-    let folder = store.root().join("cache");
-    fs::create_dir_all(&folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+    let folder = store.shelf("cache")?;
     let cache = Cache { folder: &folder, partial: &staging.make_dir("fetched")? };
     cache.fill(&lock, options, progress)?;
 
@@ -293,13 +326,15 @@ pub fn build(store: &Store, options: &Options, progress: &dyn Progress) -> Resul
     };
     let failed = |source| Error::Write { path: tree.clone(), source };
     Unpacker::new(&tree, Limits::default()).map_err(failed)?.apply(base, true)?;
-    install::prepare(&tree, options.profile == Profile::Slim, lock.wheels.iter().map(|w| (w, cache.path(w))))?;
+    let wheels = lock.wheels.iter().map(|wheel| (wheel, cache.path(wheel)));
+    install::prepare(&tree, options.profile == Profile::Slim, wheels, options.base == Base::Debian)?;
     install::run(&tree, &staging, progress)?;
 
     progress.begin("packing the image", None);
     let layout = staging.make_dir("layout")?;
     pack::pack(&tree, epoch, &layout, progress)?;
-    let imported = store.import(&Source::Path(layout), Some(&name), &ImportOptions::default(), progress)?;
+    let layout = Source::Path(layout);
+    let imported = store.import_as(&layout, &options.shown(), Some(&name), &ImportOptions::default(), progress)?;
     Ok(Built { name, imported })
 }
 

@@ -135,29 +135,40 @@ impl Store {
         options: &Options,
         progress: &dyn Progress,
     ) -> Result<Imported, Error> {
+        self.import_as(source, &source.to_string(), name, options, progress)
+    }
+
+    /// The same for a source that errors and the image's record call `shown`.
+    pub(crate) fn import_as(
+        &self,
+        source: &Source,
+        shown: &str,
+        name: Option<&str>,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<Imported, Error> {
         name.map(super::store::check_name).transpose()?;
         self.sweep()?;
-        let shown = source.to_string();
         match source {
             Source::Path(path) => {
                 let spool = self.staging_dir()?;
-                let failed = |source| Error::Archive { archive: shown.clone(), source };
+                let failed = |source| Error::Archive { archive: shown.to_owned(), source };
                 let opened = archive::open(path, &options.limits, &spool).map_err(failed)?;
                 let parcel = match opened {
                     Opened::Rootfs(file) => Parcel::rootfs(file),
                     Opened::Images(content) => {
-                        let failed = |source| Error::Layout { archive: shown.clone(), source };
+                        let failed = |source| Error::Layout { archive: shown.to_owned(), source };
                         Parcel::described(layout::describe(&content, name).map_err(failed)?, content)
                     }
                 };
-                self.import_parcel(&parcel, &shown, name, &options.limits, progress)
+                self.import_parcel(&parcel, shown, name, &options.limits, progress)
             }
             Source::Registry(reference) => {
-                let failed = |source| Error::Registry { archive: shown.clone(), source };
+                let failed = |source| Error::Registry { archive: shown.to_owned(), source };
                 progress.begin("asking the registry", None);
                 let remote = Remote::new(reference, options).map_err(failed)?;
                 let parcel = Parcel::remote(remote.describe().map_err(failed)?, remote);
-                self.import_parcel(&parcel, &shown, name, &options.limits, progress)
+                self.import_parcel(&parcel, shown, name, &options.limits, progress)
             }
         }
     }
@@ -173,9 +184,9 @@ impl Store {
         let digest = parcel.manifest.as_deref().map(Digest::of);
         let staging = self.stage(digest.as_ref())?;
         if let Some(digest) = digest
-            && self.has(&digest)?
+            && let Some(imported) = self.name_known(digest, name)?
         {
-            return self.name_known(digest, name);
+            return Ok(imported);
         }
         // Before anything is fetched or copied.
         let sizes = parcel.layers.iter().filter_map(|layer| layer.expected.size);
@@ -191,11 +202,17 @@ impl Store {
         Ok(Imported { digest, was_there, notes })
     }
 
-    fn name_known(&self, digest: Digest, name: Option<&str>) -> Result<Imported, Error> {
-        if let Some(name) = name {
-            self.set_name(name, &digest)?;
+    /// `None` where the store does not have the image, or not any more.
+    fn name_known(&self, digest: Digest, name: Option<&str>) -> Result<Option<Imported>, Error> {
+        if !self.has(&digest)? {
+            return Ok(None);
         }
-        Ok(Imported { digest, was_there: true, notes: self.record(&digest)?.notes })
+        let notes = self.record(&digest)?.notes;
+        match name.map(|name| self.set_name(name, &digest)) {
+            Some(Err(Error::Unknown { .. })) => Ok(None),
+            Some(Err(error)) => Err(error),
+            _ => Ok(Some(Imported { digest, was_there: true, notes })),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference};
+use oci_client::{Client, Reference, RegistryOperation};
 use oci_spec::image::ImageIndex;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -27,6 +27,7 @@ use super::import::{Options, Progress};
 use super::layer;
 use super::layout::{self, Choice, Description, LayerAt, MAX_DOCUMENT, blob_path};
 use super::store::{Store, is_at};
+use super::tls;
 
 /// Layers fetched at once.
 const PARALLEL: usize = 4;
@@ -55,6 +56,20 @@ pub enum Error {
     /// The client cannot be started.
     #[error("failed to start the registry's client")]
     Start(#[source] io::Error),
+    /// Nobody is trusted.
+    #[error("failed to prepare for TLS: install ca-certificates, or name a file of certificates in SSL_CERT_FILE")]
+    Tls(#[source] Box<OciDistributionError>),
+    /// The registry is not trusted.
+    #[error(
+        "failed to trust {registry}: its certificate needs an authority of the system's (update-ca-certificates) or of a file that SSL_CERT_FILE names, and must be none itself"
+    )]
+    Distrust {
+        /// Its address.
+        registry: String,
+        /// Why.
+        #[source]
+        source: Box<OciDistributionError>,
+    },
     /// The registry did not give something.
     #[error("failed to fetch {what}: is the name right, the registry up and open to everybody{}?", plain(.plain_http))]
     Fetch {
@@ -103,6 +118,8 @@ impl Error {
         match self {
             Self::Reference(_) | Self::NoHost => "registry-reference",
             Self::Start(_) => "registry-start",
+            Self::Tls(_) => "registry-tls",
+            Self::Distrust { .. } => "registry-distrust",
             Self::Fetch { .. } => "registry-fetch",
             Self::BrokeOff { .. } => "registry-broke-off",
             Self::Layout(error) => error.code(),
@@ -125,25 +142,28 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// A client for the registry that a reference names; it asks nothing yet.
+    /// A client for the registry that a reference names. One on a loopback address is asked whether it speaks TLS.
     pub(crate) fn new(reference: &str, options: &Options) -> Result<Self, Error> {
         if !names_host(reference) {
             return Err(Error::NoHost);
         }
         let reference: Reference = reference.parse().map_err(Error::Reference)?;
-        let plain_http = options.plain_http || is_loopback(reference.resolve_registry());
-        // Where another part of the process has chosen one already, that one serves as well.
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let protocol = if plain_http { ClientProtocol::Http } else { ClientProtocol::Https };
-        let client = Client::new(ClientConfig {
-            protocol,
-            read_timeout: Some(SILENCE),
-            connect_timeout: Some(SILENCE),
-            user_agent: concat!("nsbox/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
-        Ok(Self { runtime, client, reference, plain_http })
+        let mut remote = Self { runtime, client: client(ClientProtocol::Https)?, reference, plain_http: false };
+        if options.plain_http || is_loopback(remote.reference.resolve_registry()) && !remote.speaks_tls() {
+            remote.client = client(ClientProtocol::Http)?;
+            remote.plain_http = true;
+        }
+        Ok(remote)
+    }
+
+    /// Whether who listens there takes part in a handshake, be it one that fails for want of trust.
+    fn speaks_tls(&self) -> bool {
+        let asked = self.client.auth(&self.reference, &RegistryAuth::Anonymous, RegistryOperation::Pull);
+        match self.runtime.block_on(asked) {
+            Err(OciDistributionError::RequestError(error)) if error.is_connect() => tls::is_distrust(&error),
+            _ => true,
+        }
     }
 
     /// The documents of the image for this machine. Each has the digest that it is named by; the first one's is in the
@@ -187,7 +207,15 @@ impl Remote {
 
     fn fetch_failed(&self, what: &dyn ToString) -> impl Fn(OciDistributionError) -> Error + use<> {
         let (what, plain_http) = (what.to_string(), self.plain_http);
-        move |source| Error::Fetch { what: what.clone(), plain_http, source: Box::new(source) }
+        let registry = self.reference.resolve_registry().to_owned();
+        move |source| {
+            let is_distrust = tls::is_distrust(&source);
+            let source = Box::new(source);
+            match is_distrust {
+                true => Error::Distrust { registry: registry.clone(), source },
+                false => Error::Fetch { what: what.clone(), plain_http, source },
+            }
+        }
     }
 
     fn manifest(&self, reference: &Reference) -> Result<Vec<u8>, Error> {
@@ -313,6 +341,19 @@ impl Remote {
         }
         Ok(hash.into())
     }
+}
+
+fn client(protocol: ClientProtocol) -> Result<Client, Error> {
+    tls::prepare();
+    let config = ClientConfig {
+        protocol,
+        read_timeout: Some(SILENCE),
+        connect_timeout: Some(SILENCE),
+        user_agent: concat!("nsbox/", env!("CARGO_PKG_VERSION")),
+        ..ClientConfig::default()
+    };
+    // `Client::new` panics where nobody is trusted.
+    Client::try_from(config).map_err(|error| Error::Tls(Box::new(error)))
 }
 
 /// Where fetched layers go, and who waits for them.

@@ -36,6 +36,8 @@ pub(crate) struct Root {
     last: Option<(PathBuf, Rc<Folder>)>,
     /// Times of the folders by inode, to be set when all is in them; a folder that no layer names has none.
     pub times: HashMap<u64, TimeSpec>,
+    /// How many folders were made since something was to be in them.
+    pub made: u64,
     seed: RandomState,
 }
 
@@ -52,7 +54,7 @@ impl Root {
     /// The tree at a folder of nsbox's own.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let fd = File::open(path)?.into();
-        Ok(Self { fd, last: None, times: HashMap::new(), seed: RandomState::new() })
+        Ok(Self { fd, last: None, times: HashMap::new(), made: 0, seed: RandomState::new() })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -74,6 +76,7 @@ impl Root {
                     Err(Errno::EEXIST) => return Err(Errno::ENOENT.into()),
                     made => made?,
                 }
+                self.made += 1;
                 let made = self.find(path)?;
                 // A folder that is gone may have had the inode.
                 self.times.remove(&made.ino);

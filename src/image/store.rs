@@ -144,7 +144,7 @@ impl Store {
         &self.root
     }
 
-    fn shelf(&self, name: &str) -> Result<PathBuf, Error> {
+    pub(crate) fn shelf(&self, name: &str) -> Result<PathBuf, Error> {
         Ok(shelf(&self.root, name).map_err(Box::new)?)
     }
 
@@ -252,10 +252,13 @@ impl Store {
     /// Gives an image a name; one that another image had is moved.
     ///
     /// # Errors
-    /// Where the name cannot be one, or cannot be written.
+    /// [`Error::Unknown`] where there is no such image; where the name cannot be one, or cannot be written.
     pub fn set_name(&self, name: &str, digest: &Digest) -> Result<(), Error> {
         check_name(name)?;
         let _lock = self.lock()?;
+        if !self.has(digest)? {
+            return Err(self.unknown(&digest.to_string()));
+        }
         self.write_name(name, digest)
     }
 
@@ -293,7 +296,11 @@ impl Store {
     /// Whether an image has this very name.
     pub(crate) fn has_name(&self, name: &str) -> Result<bool, Error> {
         check_name(name)?;
-        Ok(self.root.join("names").join(name).exists())
+        match self.digest_of(name) {
+            Ok(digest) => self.has(&digest),
+            Err(Error::Unknown { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The digest that a name or the start of a digest means.

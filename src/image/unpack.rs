@@ -116,7 +116,8 @@ impl Unpacker {
             };
             self.entries += 1;
             let path = self.entry(&mut entry)?;
-            if self.entries > self.limits.entries {
+            // Folders that the path alone names count too: each entry may have a hundred of its own.
+            if self.entries + self.root.made > self.limits.entries {
                 return Err(Error::TooMany { entry: path, limit: self.limits.entries });
             }
             io::copy(&mut entry, &mut io::sink()).map_err(|source| Error::Tar { after: last, source })?;

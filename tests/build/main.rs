@@ -9,12 +9,15 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod base;
 mod docker;
 #[path = "../harness/engine.rs"]
 mod engine;
 #[path = "../harness/metrics.rs"]
 mod metrics;
 mod profiles;
+#[path = "../harness/registry.rs"]
+mod registries;
 mod small;
 mod store;
 mod strategies;

@@ -125,6 +125,7 @@ fn modules_are_compiled(paths: &[PathBuf]) {
 fn slim_is_built_at_its_first_use_and_says_so() {
     let said = &slim().said;
     assert!(said.contains("has no image \"sandbox-slim\" yet: building it, once"), "{said}");
+    assert_eq!(inspect(store(), "sandbox-slim")["source"], "build slim");
     let output = nsbox_in(store(), &["run", "--image", "sandbox-slim", "-"]).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

@@ -10,19 +10,19 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::harness::{outcome_of, require, until};
-use crate::store::{inspect, nsbox_in, printed, shown, store};
+use crate::harness::{require, until};
+use crate::store::{nsbox_in, printed, shown, store};
 use crate::user::User;
 
 /// One that is compiled, one in Python alone, one that is data.
-const WHEELS: [&str; 3] = ["pyyaml", "tqdm", "tzdata"];
+pub const WHEELS: [&str; 3] = ["pyyaml", "tqdm", "tzdata"];
 
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs/lock").join(name)).unwrap()
 }
 
 /// A folder with the small lock.
-fn lock() -> TempDir {
+pub fn lock() -> TempDir {
     let folder = TempDir::with_prefix_in("nsbox-lock-", "/tmp").unwrap();
     let slim = read("slim.txt");
     let wheels: Vec<&str> =
@@ -43,7 +43,7 @@ fn build<'a>(lock: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The digest of the small image, and with it the packages in the suite's cache.
-fn digest() -> &'static str {
+pub fn digest() -> &'static str {
     static DIGEST: OnceLock<String> = OnceLock::new();
     DIGEST.get_or_init(|| {
         let lock = lock();
@@ -54,7 +54,7 @@ fn digest() -> &'static str {
 }
 
 /// A store with the small lock's packages in its cache and nothing else, in a folder that a user of this id may use.
-fn kept_cache(folder: &Path, lock: &Path, owner: u32) -> PathBuf {
+pub fn kept_cache(folder: &Path, lock: &Path, owner: u32) -> PathBuf {
     digest();
     let fresh = folder.join("store");
     let cache = fresh.join("cache");
@@ -79,7 +79,7 @@ pub fn digests(text: &str) -> Vec<String> {
     words.filter(is_digest).map(str::to_owned).collect()
 }
 
-fn scratch() -> TempDir {
+pub fn scratch() -> TempDir {
     let folder = TempDir::with_prefix_in("nsbox-build-", "/tmp").unwrap();
     fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     folder
@@ -233,24 +233,4 @@ fn killed_build_leaves_nothing_that_the_next_does_not_sweep() {
         fs::read_dir(fresh.join("staging")).unwrap().all(|entry| entry.unwrap().file_name() == ".lock")
     });
     printed(nsbox_in(&fresh, &["image", "verify", "small"]));
-}
-
-#[test]
-fn layout_is_a_base_as_good_as_debians_packages() {
-    let lock = lock();
-    digest();
-    let base = inspect(store(), "small")["layout"].as_str().unwrap().to_owned();
-    let fewer = lock.path().join("slim.txt");
-    let text = fs::read_to_string(&fewer).unwrap();
-    fs::write(&fewer, text.lines().find(|line| line.starts_with("tqdm")).unwrap()).unwrap();
-    let lock = lock.path().to_str().unwrap();
-    let args = ["image", "build", "--profile", "slim", "--name", "based", "--base", &base, "--lock", lock];
-    let based = printed(nsbox_in(store(), &args));
-    assert_eq!(printed(nsbox_in(store(), &args)), based);
-    let packages = inspect(store(), "based")["packages"].to_string();
-    assert!(WHEELS.iter().all(|name| packages.to_lowercase().contains(name)), "{packages}");
-    let script = "import yaml, tqdm\nprint(yaml.safe_load('[1, 2]'))";
-    let command = nsbox_in(store(), &["run", "--json", "--no-check", "--image", "based", "-"]);
-    assert_eq!(outcome_of(command, script.as_bytes()).expect("ok").stdout(), "[1, 2]\n");
-    printed(nsbox_in(store(), &["image", "rm", "based"]));
 }

@@ -15,7 +15,7 @@ use crate::machine::{skip, text};
 use crate::rootfs::{self_contained, small_root};
 use crate::slow::patiently;
 
-fn command(place: &Place, args: &[&str]) -> Command {
+pub fn command(place: &Place, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nsbox"));
     command.args(args).env("NSBOX_STORE", place.store.root()).env("NSBOX_EVENT_LOG", "none").stdin(Stdio::null());
     command
@@ -85,6 +85,22 @@ fn refused_import_exits_with_125_and_says_why_once() {
     assert_eq!(said.matches("bad.tar").count(), 1, "{said}");
     let large = nsbox(&place, &["image", "import", source.to_str().unwrap(), "--max-size", "1"]);
     assert!(String::from_utf8(large.stderr).unwrap().contains("--max-size"));
+}
+
+#[test]
+fn name_whose_image_is_gone_is_built_anew() {
+    let place = Place::new();
+    let source = place.write("a.tar", &Tar::new().file("a", "a").done());
+    text(&nsbox(&place, &["image", "import", source.to_str().unwrap(), "--name", "sandbox"]));
+    fs::remove_dir_all(place.store.root().join("images")).unwrap();
+    let mut command = command(&place, &["run", "--image", "sandbox", "-"]);
+    let output = command.env("NSBOX_OFFLINE", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(125) && said.contains("failed to build offline"), "{said}");
+    // Nor is it named once more without being brought.
+    text(&nsbox(&place, &["image", "import", source.to_str().unwrap(), "--name", "sandbox"]));
+    assert_eq!(text(&nsbox(&place, &["image", "verify", "sandbox"])), "sandbox: as it was imported\n");
+    place.store.set_name("other", &nsbox::image::Digest::of(b"another")).unwrap_err();
 }
 
 /// An image with a Python in two layers, of which the second changes what the first has.

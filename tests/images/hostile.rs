@@ -306,6 +306,10 @@ fn bombs_end_at_their_limits() {
     let import = |name: &str, bytes: &[u8]| guarded.place.import_with(&guarded.place.write(name, bytes), limits);
     let many = (0..1100).fold(Tar::new(), |tar, number| tar.file(&number.to_string(), ""));
     guarded.refuses(import("many.tar", &many.done()), "unpack-too-many", &["many.tar", "1000", "--max-entries"]);
+    // Folders that no entry names: a hundred for each file.
+    let path = |number: usize| format!("{number}/{}file", "d/".repeat(100));
+    let deep = (0..11).fold(Tar::new(), |tar, at| tar.pax(&[("path", path(at).as_bytes())]).file("x", ""));
+    guarded.refuses(import("deep.tar", &deep.done()), "unpack-too-many", &["deep.tar", "1000", "--max-entries"]);
     // A file that claims more than allowed, without having it.
     let claim = Tar::new().pax(&[("size", b"99999999999999")]).file("claim", "x");
     guarded.refuses(import("claim.tar", &claim.done()), "unpack-too-large", &["claim", "--max-size"]);

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[path = "../harness/registry.rs"]
+mod registries;
 #[path = "../harness/slow.rs"]
 mod slow;
 

@@ -1,122 +1,36 @@
-//! Images from a registry: a real one on loopback, behind a wire that counts, is slow, or breaks.
+//! Images from a registry: a real one on loopback, with and without TLS, behind a wire that counts, is slow, or breaks.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nsbox::image::store::Error;
 use nsbox::image::{Digest, Imported, Options, Source};
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
-use serde_json::{Value, json};
+use serde_json::json;
 use tar::EntryType;
 
 use crate::archives::{Layout, Tar, architecture, descriptor, gzip, plain, zstd};
+use crate::command::command;
 use crate::hostile::chain;
 use crate::import::Place;
-use crate::machine::skip;
-use crate::slow::patiently;
+use crate::machine::{skip, text};
+use crate::registries::{Certificate, Registry};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// Debian's `docker-registry`, with its content in a folder that outlives it.
-struct Registry {
-    folder: PathBuf,
-    port: u16,
-    child: Child,
-}
-
-impl Registry {
-    /// `None` where there is none to be started, which is said.
-    fn start(place: &Place) -> Option<Self> {
-        let folder = place.path("registry");
-        fs::create_dir_all(&folder).unwrap();
-        // Free now, and nobody else asks for this one.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let config = json!({
-            "version": 0.1, "log": { "level": "error" }, "storage": { "filesystem": { "rootdirectory": folder } },
-            "http": { "addr": format!("127.0.0.1:{port}"), "relativeurls": true },
-        });
-        // JSON is YAML.
-        fs::write(folder.join("config.yml"), config.to_string()).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(folder.join("config.yml")).stdout(Stdio::null()).stderr(Stdio::null());
-        let Ok(child) = command.spawn() else {
-            skip("docker-registry is not installed");
-            return None;
-        };
-        let registry = Self { folder, port, child };
-        let deadline = Instant::now() + patiently(Duration::from_secs(30));
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            assert!(Instant::now() < deadline, "docker-registry does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Some(registry)
+/// A registry with its content in the place; `None` where there is none to be started, which is said.
+fn registry(place: &Place) -> Option<Registry> {
+    let found = Registry::start(&place.path("registry"), None);
+    if found.is_none() {
+        skip("docker-registry is not installed");
     }
-
-    /// Brings a layout's image, and all that its index leads to, into the registry as `quant/base:TAG`.
-    fn push(&self, layout: &Path, tag: &str) {
-        // Another test may have been quicker.
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() });
-        let reference: Reference = format!("127.0.0.1:{}/quant/base:{tag}", self.port).parse().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            client.auth(&reference, &RegistryAuth::Anonymous, RegistryOperation::Push).await.unwrap();
-            for entry in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
-                let bytes = fs::read(entry.unwrap().path()).unwrap();
-                let digest = Digest::of(&bytes).to_string();
-                client.push_blob(&reference, bytes, &digest).await.unwrap();
-            }
-            let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
-            for (text, kind, tag) in documents(layout, &index["manifests"][0], tag) {
-                let at: Reference = format!("127.0.0.1:{}/quant/base{tag}", self.port).parse().unwrap();
-                client.push_manifest_raw(&at, text, kind.parse().unwrap()).await.unwrap();
-            }
-        });
-    }
-
-    fn stop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// The file in which it keeps a blob.
-    fn blob(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.hex();
-        self.folder.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(&hex).join("data")
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // The test may have stopped it.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// Manifests below a descriptor, the innermost first, with their types and how they are referred to.
-fn documents(layout: &Path, descriptor: &Value, tag: &str) -> Vec<(Vec<u8>, String, String)> {
-    fn below(layout: &Path, descriptor: &Value, at: String, found: &mut Vec<(Vec<u8>, String, String)>) {
-        let hex = descriptor["digest"].as_str().unwrap().trim_start_matches("sha256:");
-        let text = fs::read(layout.join("blobs/sha256").join(hex)).unwrap();
-        let parsed: Value = serde_json::from_slice(&text).unwrap();
-        for inner in parsed["manifests"].as_array().unwrap_or(&Vec::new()) {
-            below(layout, inner, format!("@{}", inner["digest"].as_str().unwrap()), found);
-        }
-        found.push((text, descriptor["mediaType"].as_str().unwrap().to_owned(), at));
-    }
-    let mut found = Vec::new();
-    below(layout, descriptor, format!(":{tag}"), &mut found);
     found
 }
 
@@ -233,7 +147,7 @@ fn layout(place: &Place, layers: &[(Vec<u8>, Vec<u8>)]) -> (PathBuf, Digest) {
 #[test]
 fn image_of_a_registry_is_that_of_its_layout() {
     let place = Place::new();
-    let Some(registry) = Registry::start(&place) else { return };
+    let Some(registry) = registry(&place) else { return };
     let tars = [Tar::new().file("a", "1").file("b", "b").done(), Tar::new().file("a", "2").done(), layer(1, 5000)];
     let layers: Vec<_> = [tars[0].clone(), gzip(&tars[1]), zstd(&tars[2])].into_iter().zip(tars).collect();
     let (folder, digest) = layout(&place, &layers);
@@ -255,7 +169,7 @@ fn image_of_a_registry_is_that_of_its_layout() {
 #[test]
 fn index_of_a_registry_leads_to_this_machines_image() {
     let place = Place::new();
-    let Some(registry) = Registry::start(&place) else { return };
+    let Some(registry) = registry(&place) else { return };
     let folder = place.path("source");
     fs::create_dir(&folder).unwrap();
     let layout = Layout(&folder);
@@ -280,7 +194,7 @@ fn index_of_a_registry_leads_to_this_machines_image() {
 #[test]
 fn layers_come_side_by_side_and_once() {
     let place = Place::new();
-    let Some(registry) = Registry::start(&place) else { return };
+    let Some(registry) = registry(&place) else { return };
     let mut tars: Vec<_> = (1..=4).map(|seed| layer(seed, 1 << 20)).collect();
     let (folder, _) = layout(&place, &plain(&tars));
     registry.push(&folder, "four");
@@ -303,7 +217,7 @@ fn layers_come_side_by_side_and_once() {
 #[test]
 fn import_goes_on_where_a_stopped_registry_broke_it_off() {
     let place = Place::new();
-    let Some(registry) = Registry::start(&place) else { return };
+    let Some(registry) = registry(&place) else { return };
     let (folder, digest) = layout(&place, &plain(&[layer(1, 1 << 20), layer(2, 16 << 20)]));
     registry.push(&folder, "big");
     let port = registry.port;
@@ -321,7 +235,7 @@ fn import_goes_on_where_a_stopped_registry_broke_it_off() {
     assert!(kept > 1 << 20, "{kept} bytes were kept");
     // It is not there at all.
     assert_eq!(import(&place, wire.address, ":big").unwrap_err().code(), "registry-fetch");
-    let registry = Registry::start(&place).unwrap();
+    let registry = self::registry(&place).unwrap();
     let wire = Wire::open(registry.port);
     assert_eq!(import(&place, wire.address, ":big").unwrap().digest, digest);
     let (received, whole) = (wire.received(), 17 << 20);
@@ -333,7 +247,7 @@ fn import_goes_on_where_a_stopped_registry_broke_it_off() {
 #[test]
 fn registry_that_gives_another_thing_is_refused() {
     let place = Place::new();
-    let Some(registry) = Registry::start(&place) else { return };
+    let Some(registry) = registry(&place) else { return };
     let (folder, digest) = layout(&place, &plain(&[layer(1, 200_000)]));
     registry.push(&folder, "bad");
     let address = format!("127.0.0.1:{}", registry.port);
@@ -376,4 +290,36 @@ fn name_of_no_image_is_told() {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
     let error = import(&place, format!("127.0.0.1:{port}"), ":one").unwrap_err();
     assert_eq!(error.code(), "registry-fetch", "{}", chain(&error));
+}
+
+#[test]
+fn registry_with_tls_is_trusted_by_its_authority_alone() {
+    let place = Place::new();
+    let Some(mut plain_registry) = registry(&place) else { return };
+    let (folder, digest) = layout(&place, &plain(&[layer(1, 5000)]));
+    plain_registry.push(&folder, "one");
+    plain_registry.stop();
+    let Some(certificate) = Certificate::make(&place.path("")) else { return skip("openssl is not installed") };
+    let registry = Registry::start(&place.path("registry"), Some(&certificate)).unwrap();
+    let source = format!("oci://127.0.0.1:{}/quant/base:one", registry.port);
+    let import = |flags: &[&str], trusted: Option<&Path>| {
+        let mut command = command(&place, &[&["image", "import", &source], flags].concat());
+        command.env_remove("SSL_CERT_DIR").env_remove("SSL_CERT_FILE");
+        trusted.map(|file| command.env("SSL_CERT_FILE", file));
+        command.output().unwrap()
+    };
+    let refused = |output: &Output, words: &[&str]| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(125) && words.iter().all(|word| said.contains(word)), "{said}");
+        assert!(place.store.list().unwrap().is_empty());
+    };
+    // Another's certificate, so that somebody is trusted whatever this machine has.
+    let another = place.path("another");
+    fs::create_dir(&another).unwrap();
+    let another = Certificate::make(&another).unwrap().certificate;
+    let address = format!("127.0.0.1:{}", registry.port);
+    refused(&import(&[], Some(&another)), &["failed to trust", &address, "SSL_CERT_FILE", "invalid peer certificate"]);
+    refused(&import(&[], Some(&place.path("missing"))), &["failed to prepare for TLS", "ca-certificates"]);
+    refused(&import(&["--plain-http"], Some(&another)), &["failed to fetch", &address]);
+    assert_eq!(text(&import(&[], Some(&certificate.certificate))).trim(), digest.to_string());
 }

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::lock::{Lock, Package};
 use super::{Base, Error, Options};
-use crate::image::{Digest, Progress};
+use crate::image::{Digest, Progress, tls};
 
 /// Debian's own, which leads to one nearby.
 const MIRROR: &str = "http://deb.debian.org";
@@ -215,10 +215,9 @@ fn linked(page: &str, hex: &str) -> Option<String> {
 }
 
 fn client() -> Result<Client, Error> {
-    // One for the whole process; it stays whoever set it first.
-    rustls::crypto::ring::default_provider().install_default().ok();
+    tls::prepare();
     let client = Client::builder().connect_timeout(SILENCE).read_timeout(SILENCE).build();
-    client.map_err(|source| Error::Network { source: source.into() })
+    client.map_err(|source| Error::Tls { source })
 }
 
 fn url(base: &str, path: &str) -> Result<Url, Error> {
@@ -237,7 +236,11 @@ fn shown(url: &Url) -> String {
 }
 
 fn fetch_failed(package: &Package, url: &Url, source: reqwest::Error) -> Error {
-    Error::Fetch { package: package.shown(), place: shown(url), source: source.without_url() }
+    let (place, source) = (shown(url), source.without_url());
+    match tls::is_distrust(&source) {
+        true => Error::Distrust { place, source },
+        false => Error::Fetch { package: package.shown(), place, source },
+    }
 }
 
 /// The index that pip would ask.

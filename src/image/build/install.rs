@@ -1,12 +1,13 @@
 //! Runs `rootfs/install.py` in the tree that it completes, by the tree's own Python: the host needs none, and what a
 //! package brought runs in namespaces of its own, where the tree is all there is and nothing of the network.
 //!
-//! The namespaces are unshare(1)'s, of util-linux: the caller becomes root in a user namespace, so that a build by an
-//! ordinary user is the same.
+//! The namespaces are unshare(1)'s, of util-linux, and a build by an ordinary user is the same as root's. A base may be
+//! anybody's, and its Python is what runs: the user that it is in the namespace is not root there, so that no capability
+//! outlasts the start, and nobody leaves a chroot(2), or makes another namespace in one, without any.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Error;
@@ -29,19 +30,23 @@ const GUEST: [(&str, &str); 8] = [
     ("zygote.py", include_str!("../../../rootfs/guest/zygote.py")),
 ];
 
-/// Lays the installer and what it installs into the tree.
+/// Lays the installer and what it installs into the tree. Wheels `shared` with the cache are the same files: whoever runs
+/// in the tree may write to them.
 pub(super) fn prepare<'a>(
     tree: &Path,
     slim: bool,
-    wheels: impl Iterator<Item = (&'a Package, std::path::PathBuf)>,
+    wheels: impl Iterator<Item = (&'a Package, PathBuf)>,
+    shared: bool,
 ) -> Result<(), Error> {
     let build = tree.join("build");
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::Write { path, source }
     };
-    for folder in ["wheels", "guest"] {
-        fs::create_dir_all(build.join(folder)).map_err(failed(&build))?;
+    // What a base has there may be a link out of the tree. It would go at the end in any case.
+    remove(&build).map_err(failed(&build))?;
+    for folder in ["", "wheels", "guest"] {
+        fs::create_dir(build.join(folder)).map_err(failed(&build))?;
     }
     let cut = if slim { format!("{CUT}\n{CUT_SLIM}") } else { CUT.to_owned() };
     let texts = [("install.py".to_owned(), INSTALLER), ("cut.txt".to_owned(), cut.as_str())];
@@ -52,10 +57,23 @@ pub(super) fn prepare<'a>(
     }
     for (wheel, cached) in wheels {
         let path = build.join("wheels").join(&wheel.file);
-        // The store is one file system as a rule; nobody writes to either name.
-        fs::hard_link(&cached, &path).or_else(|_| fs::copy(&cached, &path).map(|_| ())).map_err(failed(&path))?;
+        // The store is one file system as a rule.
+        let linked = shared && fs::hard_link(&cached, &path).is_ok();
+        if !linked {
+            fs::copy(&cached, &path).map_err(failed(&path))?;
+        }
     }
     Ok(())
+}
+
+/// Removes what is at a path, links not followed; nothing there is fine.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Runs it, and takes it out of the tree again. Where the build is killed, it ends at its next line, and the tree stays
@@ -63,7 +81,18 @@ pub(super) fn prepare<'a>(
 pub(super) fn run(tree: &Path, staging: &Staging, progress: &dyn Progress) -> Result<(), Error> {
     let spawn_failed = |source| Error::Spawn { source };
     let mut child = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"])
+        .args([
+            "--user",
+            "--map-user=1000",
+            "--map-group=1000",
+            "--mount",
+            "--pid",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--kill-child",
+        ])
         .arg("--root")
         .arg(tree)
         // Nothing of the caller's environment; strings hash the same in every build.
@@ -92,7 +121,7 @@ pub(super) fn run(tree: &Path, staging: &Staging, progress: &dyn Progress) -> Re
         return Err(Error::Install { status, complaint });
     }
     let build = tree.join("build");
-    fs::remove_dir_all(&build).map_err(|source| Error::Write { path: build, source })
+    remove(&build).map_err(|source| Error::Write { path: build, source })
 }
 
 /// One line of the installer: `begin STAGE BYTES`, then `done BYTES` as often as it likes.
