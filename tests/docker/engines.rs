@@ -1,14 +1,11 @@
 //! Engines that are absent, old, lack the image, or die; and what is left of supervisors that did.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use nsbox::docker::{Docker, Error};
 use nsbox::outcome::{Ended, Outcome, Verdict};
 use nsbox::sandbox::{Cancel, Script, Stdin, Stream, Watch};
@@ -105,23 +102,6 @@ fn foreign_socket_in_docker_host_and_profiles_that_are_none_are_errors() {
     assert!(Docker::new(config(&[("check", "true"), ("policy", "/nowhere.yaml")])).is_err());
 }
 
-/// The pid of an engine of this test's own.
-fn pid_of(engine: &Engine) -> Pid {
-    let pid = fs::read_to_string(engine.socket().with_file_name("pid")).unwrap();
-    Pid::from_raw(pid.trim().parse().unwrap())
-}
-
-/// How many processes are in the cgroups of an engine's containers.
-fn processes(folder: &Path, engine: &str) -> usize {
-    let below = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
-    let own = if folder.to_str().unwrap().contains(engine) {
-        fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().count()
-    } else {
-        0
-    };
-    own + below.map(|entry| processes(&entry.path(), engine)).sum::<usize>()
-}
-
 #[test]
 fn engine_killed_while_a_script_runs_is_lost() {
     if engine().is_none() {
@@ -129,7 +109,7 @@ fn engine_killed_while_a_script_runs_is_lost() {
     }
     let engine = Engine::start();
     assert!(engine.has_base());
-    let dockerd = pid_of(&engine);
+    let dockerd = engine.daemon();
     let docker = docker(&engine, &[("limits.timeout", "10s")]);
     let mut sink = |_: Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap();
     let begun = Instant::now();
@@ -141,8 +121,7 @@ fn engine_killed_while_a_script_runs_is_lost() {
     says(&outcome, &engine.socket().display().to_string());
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!(docker.run("pass", Watch::default()).verdict, Verdict::Unavailable);
-    let name = engine.socket().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-    until("its script ends, by the limit that pid 1 holds too", || processes(Path::new("/sys/fs/cgroup"), &name) == 0);
+    until("its script ends, by the limit that pid 1 holds too", || engine.processes().is_empty());
 }
 
 #[test]
@@ -152,14 +131,13 @@ fn engine_killed_under_a_flood_of_output_leaves_no_script() {
     }
     let engine = Engine::start();
     assert!(engine.has_base());
-    let dockerd = pid_of(&engine);
+    let dockerd = engine.daemon();
     // Nobody takes what is written, so pid 1 comes to stand in a write, with the script in another.
     let docker = docker(&engine, &[("limits.timeout", "2s"), ("limits.output", "1g")]);
     let mut sink = |_: Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap_or_default();
     let watch = Watch { sink: Some(&mut sink), cancel: None };
     expect(&docker.run("while True: print('x' * 10_000)", watch), Verdict::Lost);
-    let name = engine.socket().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-    until("nothing of it is left", || processes(Path::new("/sys/fs/cgroup"), &name) == 0);
+    until("nothing of it is left", || engine.processes().is_empty());
 }
 
 /// The containers of this process, which is beside the engine.
