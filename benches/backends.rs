@@ -84,7 +84,7 @@ fn beside_engine() -> Result<()> {
     let image = Image::make(&engine).ok_or("there is no image for the strategies")?;
     let mut command = Command::new(env::current_exe()?);
     command.env("DOCKER_HOST", format!("unix://{}", engine.socket().display())).env("DOCKER_IMAGE", image.name);
-    command.env("IMAGE", image.root()).env("PYTHON", &image.outside).env("PRICES", &image.prices);
+    command.env("IMAGE", image.root()).env("PYTHON", image.outside()).env("PRICES", &image.prices);
     match command.status()?.success() {
         true => Ok(()),
         false => Err("it failed beside an engine of its own".into()),

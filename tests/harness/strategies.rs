@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,8 +23,6 @@ pub struct Image {
     pub name: &'static str,
     /// The prices that the strategies read.
     pub prices: PathBuf,
-    /// The interpreter that has the same libraries outside.
-    pub outside: PathBuf,
 }
 
 impl Image {
@@ -40,13 +39,9 @@ impl Image {
         }
         let base = base_tarball()?;
         let folder = tempfile::tempdir().unwrap();
-        let image = Self { folder, name: "nsbox-test-strategies", prices, outside: venv.join("bin/python") };
+        let image = Self { folder, name: "nsbox-test-strategies", prices };
         let root = image.root();
         fs::create_dir(&root).unwrap();
-        let done = |command: &mut Command| {
-            let output = command.output().unwrap();
-            assert!(output.status.success(), "{output:?}");
-        };
         done(Command::new("tar").arg("-xf").arg(base).arg("-C").arg(&root).arg("--exclude=./dev/*"));
         fs::create_dir_all(root.join(LIBRARIES)).unwrap();
         for name in ["numpy", "numpy.libs", "pandas", "pandas.libs", "dateutil", "pytz", "tzdata", "six.py"] {
@@ -61,10 +56,26 @@ impl Image {
         Some(image)
     }
 
+    /// An interpreter of this machine's own with the same libraries, which every user may read and execute.
+    pub fn outside(&self) -> PathBuf {
+        let venv = self.folder.path().join("venv");
+        fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        done(Command::new(PYTHON).args(["-m", "venv", "--without-pip"]).arg(&venv));
+        let all = self.root().join(LIBRARIES).join(".");
+        done(Command::new("cp").arg("-r").arg(all).arg(venv.join("lib/python3.11/site-packages")));
+        venv.join("bin/python")
+    }
+
     /// Its root file system.
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("root")
     }
+}
+
+#[track_caller]
+fn done(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// The folder of the example strategies.

@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nsbox::event::Event;
+use nsbox::outcome::Verdict;
 
 use crate::engine::{BASE, Engine};
 use crate::harness::{is_root, nsbox, store, until};
-use crate::{Desk, json_of, recorded, verdict};
+use crate::{Desk, Record, json_of, verdict};
 
 /// How often something is killed; `NSBOX_TEST_LONG` is for more.
 fn rounds() -> usize {
@@ -43,6 +44,15 @@ fn start(desk: &Desk, engine: &Engine) -> Child {
     on_engine(&mut command, engine).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
+/// The runs that were recorded and are not run again, by iteration: their ids. A killed loop has cut a line at most.
+fn done(desk: &Desk) -> BTreeMap<u64, String> {
+    let text = fs::read_to_string(desk.path("results.jsonl")).unwrap_or_default();
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let records = whole.map(|line| serde_json::from_str::<Record>(line).unwrap());
+    let done = records.filter(|record| matches!(record.outcome.verdict, Verdict::Ok | Verdict::Lost));
+    done.map(|record| (record.iteration, record.outcome.id)).collect()
+}
+
 #[test]
 fn nothing_is_left_of_loops_and_engines_that_are_killed() {
     if !is_root() || Engine::shared().is_none_or(|engine| !engine.has_base()) {
@@ -58,11 +68,11 @@ fn nothing_is_left_of_loops_and_engines_that_are_killed() {
     fs::write(desk.path("private"), "for its owner alone").unwrap();
     fs::set_permissions(desk.path("private"), fs::Permissions::from_mode(0o600)).unwrap();
     let mut killed = 0;
-    let mut before = 0;
+    let mut before = BTreeMap::new();
     let mut forgotten = (0, 0);
     for round in 0..rounds() {
         let mut child = start(&desk, &engine);
-        until("the loop is under way", || recorded(&desk) > before || child.try_wait().unwrap().is_some());
+        until("the loop is under way", || done(&desk).len() > before.len() || child.try_wait().unwrap().is_some());
         thread::sleep(Duration::from_millis(any(1000).into()));
         if round % 2 == 0 {
             child.kill().unwrap();
@@ -73,8 +83,9 @@ fn nothing_is_left_of_loops_and_engines_that_are_killed() {
             kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
         }
-        let now = recorded(&desk);
-        assert!(now >= before, "{before} records became {now}");
+        let now = done(&desk);
+        let kept = before.iter().all(|(iteration, id)| now.get(iteration) == Some(id));
+        assert!(kept, "round {round}: a run was lost or repeated, of {before:?} in {now:?}");
         before = now;
 
         // The next start.
@@ -96,11 +107,12 @@ fn nothing_is_left_of_loops_and_engines_that_are_killed() {
 
     // The loop goes on to a good end of its own.
     let child = start(&desk, &engine);
-    until("there are more records", || recorded(&desk) >= before + 6);
+    until("there are more records", || done(&desk).len() >= before.len() + 6);
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     let records = desk.records();
+    assert!(before.iter().all(|(iteration, id)| records[iteration].outcome.id == *id), "a run was lost or repeated");
     let mut verdicts = BTreeMap::new();
     for record in records.values() {
         *verdicts.entry(verdict(record)).or_insert(0_u64) += 1;

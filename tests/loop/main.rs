@@ -185,6 +185,9 @@ fn strategy_that_goes_away_is_its_iterations_matter() {
     assert_eq!(records.values().map(verdict).collect::<Vec<_>>(), ["ok", "unavailable", "ok"]);
     let message = &records[&1].outcome.message;
     assert!(message.contains("strategies/b.py") && message.contains("No such file"), "{message}");
+    fs::write(desk.path("strategies/b.py"), "pass").unwrap();
+    desk.status(&["--no-check", "--results", "results.jsonl", "--resume"], 0);
+    assert_eq!(desk.records().values().map(verdict).collect::<Vec<_>>(), ["ok", "ok", "ok"], "nothing had run for it");
 }
 
 #[test]
