@@ -26,6 +26,8 @@ pub const STAGES: [&str; 6] = ["check", "queue", "setup", "run", "teardown", "wh
 const LONGEST_MS: f64 = 1e12;
 /// Nanoseconds in a millisecond: the histograms' unit.
 const NS: f64 = 1e6;
+/// How many durations wait for a histogram: one takes 100 KB, which a router of one run has no use for.
+const FEW: usize = 32;
 
 /// Figures of runs, growing run by run.
 ///
@@ -192,7 +194,9 @@ fn plausible(timings: Timings) -> bool {
 /// The durations of one stage.
 #[derive(Debug, Clone, Default)]
 struct Durations {
-    /// In nanoseconds, to three digits; made with the first.
+    /// In nanoseconds, not yet in the histogram; fewer than [`FEW`].
+    few: Vec<u64>,
+    /// In nanoseconds, to three digits.
     histogram: Option<Histogram<u64>>,
     /// In milliseconds, exact.
     sum: f64,
@@ -203,16 +207,27 @@ impl Durations {
     fn add(&mut self, ms: f64) {
         let ms = if ms.is_nan() { 0.0 } else { ms.clamp(0.0, LONGEST_MS) };
         self.sum += ms;
-        if self.histogram.is_none() {
+        self.few.push((ms * NS) as u64);
+        if self.few.len() == FEW {
+            self.pour();
+        }
+    }
+
+    /// Moves the few into the histogram.
+    fn pour(&mut self) {
+        if self.histogram.is_none() && !self.few.is_empty() {
             self.histogram = Histogram::new(3).ok();
         }
         if let Some(histogram) = &mut self.histogram {
-            // It grows to hold the value; only one that no address space has room for would fail.
-            histogram.record((ms * NS) as u64).unwrap_or_default();
+            for ns in self.few.drain(..) {
+                // It grows to hold the value; only one that no address space has room for would fail.
+                histogram.record(ns).unwrap_or_default();
+            }
         }
     }
 
     fn merge(&mut self, other: &Self) {
+        self.pour();
         self.sum += other.sum;
         match (&mut self.histogram, &other.histogram) {
             // It fails where a value is out of the range of one that cannot grow; these can.
@@ -220,11 +235,15 @@ impl Durations {
             (mine @ None, more) => mine.clone_from(more),
             (Some(_), None) => {}
         }
+        self.few.extend(&other.few);
+        self.pour();
     }
 
     #[expect(clippy::cast_precision_loss, reason = "three digits are kept")]
     fn stage(&self) -> Option<Stage> {
-        let histogram = self.histogram.as_ref()?;
+        let mut all = self.clone();
+        all.pour();
+        let histogram = all.histogram?;
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / NS;
         Some(Stage {
             count: histogram.len(),

@@ -8,10 +8,12 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, UInt64Array};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::Compression;
+use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical};
+use parquet::data_type::{BoolType, ByteArrayType, DataType, DoubleType, Int64Type};
+use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
+use parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
+use parquet::schema::types::Type;
 
 use super::Error;
 use super::record::Row;
@@ -85,11 +87,19 @@ impl<'a> Table<'a> {
     /// [`Error::Table`].
     pub fn write_parquet(&self, path: &Path) -> Result<(), Error> {
         self.replace(path, |file| {
-            let columns = self.columns().into_iter().map(|(name, column)| (name, column.into_array(), true));
-            let batch = RecordBatch::try_from_iter_with_nullable(columns)?;
+            let columns = self.columns();
+            let fields = columns.iter().map(|(name, column)| column.field(name).map(Arc::new));
+            let fields = fields.collect::<Result<_, _>>()?;
+            let schema = Type::group_type_builder("schema").with_fields(fields).build()?;
             let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-            let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties))?;
-            writer.write(&batch)?;
+            let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))?;
+            let mut rows = writer.next_row_group()?;
+            for (_, column) in columns {
+                let mut cells = rows.next_column()?.ok_or("a column without a place in the schema")?;
+                column.write(&mut cells)?;
+                cells.close()?;
+            }
+            rows.close()?;
             writer.close()?;
             Ok(())
         })
@@ -160,12 +170,40 @@ impl Column {
         cell.unwrap_or_default()
     }
 
-    fn into_array(self) -> ArrayRef {
+    /// Its place in the schema of Parquet.
+    fn field(&self, name: &str) -> Result<Type, ParquetError> {
+        let (physical, logical) = match self {
+            Self::Whole(_) => (Physical::INT64, Some(LogicalType::integer(64, false))),
+            Self::Number(_) => (Physical::DOUBLE, None),
+            Self::Truth(_) => (Physical::BOOLEAN, None),
+            Self::Text(_) => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+        };
+        let field = Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
+        field.with_logical_type(logical).build()
+    }
+
+    fn write(self, writer: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
         match self {
-            Self::Whole(cells) => Arc::new(UInt64Array::from(cells)),
-            Self::Number(cells) => Arc::new(Float64Array::from(cells)),
-            Self::Truth(cells) => Arc::new(BooleanArray::from(cells)),
-            Self::Text(cells) => Arc::new(StringArray::from(cells)),
+            Self::Whole(cells) => write::<Int64Type, _>(writer, cells, u64::cast_signed),
+            Self::Number(cells) => write::<DoubleType, _>(writer, cells, |cell| cell),
+            Self::Truth(cells) => write::<BoolType, _>(writer, cells.into_iter().map(Some), |cell| cell),
+            Self::Text(cells) => write::<ByteArrayType, _>(writer, cells, |cell| cell.into_bytes().into()),
         }
     }
+}
+
+/// Writes the cells that are there, and for each row whether its own is.
+fn write<T: DataType, C>(
+    writer: &mut SerializedColumnWriter<'_>,
+    cells: impl IntoIterator<Item = Option<C>>,
+    convert: impl Fn(C) -> T::T,
+) -> Result<(), ParquetError> {
+    let mut values = Vec::new();
+    let mut levels = Vec::new();
+    for cell in cells {
+        levels.push(i16::from(cell.is_some()));
+        values.extend(cell.map(&convert));
+    }
+    writer.typed::<T>().write_batch(&values, Some(&levels), None)?;
+    Ok(())
 }

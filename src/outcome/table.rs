@@ -10,7 +10,7 @@ use arrow_array::types::{
     Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
 };
-use arrow_array::{Array as _, ArrayRef, ArrowPrimitiveType, RecordBatch};
+use arrow_array::{Array as _, ArrayRef, ArrowPrimitiveType, RecordBatch, make_array};
 use arrow_buffer::Buffer;
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use arrow_ipc::reader::StreamDecoder;
@@ -351,7 +351,8 @@ fn formatted(array: &ArrayRef, json: &mut JsonWriter) -> Result<Vec<Json>, TooLa
     let array = match array.data_type() {
         // An instant is the same in every time zone, and only UTC needs no table of them.
         DataType::Timestamp(unit, Some(_)) => {
-            arrow_cast::cast(array, &DataType::Timestamp(*unit, Some("+00:00".into()))).map_err(|_| TooLarge)?
+            let utc = DataType::Timestamp(*unit, Some("+00:00".into()));
+            make_array(array.to_data().into_builder().data_type(utc).build().map_err(|_| TooLarge)?)
         }
         _ => array.clone(),
     };

@@ -376,7 +376,7 @@ impl Supervisor<'_, '_> {
 
     /// Takes what a stream holds now; `false` at its end.
     fn capture(&mut self, stream: Stream) -> bool {
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = [0; 16 * 1024];
         let (pipe, captured) = match stream {
             Stream::Stdout => (&mut self.channels.stdout, &mut self.evidence.stdout),
             Stream::Stderr => (&mut self.channels.stderr, &mut self.evidence.stderr),
