@@ -15,6 +15,8 @@ use crate::harness::require;
 /// The image's interpreter, which is the base image's own, and where it looks for libraries.
 pub const PYTHON: &str = "/usr/bin/python3";
 const LIBRARIES: &str = "usr/local/lib/python3.11/dist-packages";
+/// Compiled modules are of the source of one very time.
+const COPY: [&str; 2] = ["--recursive", "--preserve=timestamps"];
 
 /// The base image with numpy and pandas: unpacked, and as an image of an engine's.
 pub struct Image {
@@ -46,7 +48,7 @@ impl Image {
         fs::create_dir_all(root.join(LIBRARIES)).unwrap();
         for name in ["numpy", "numpy.libs", "pandas", "pandas.libs", "dateutil", "pytz", "tzdata", "six.py"] {
             if libraries.join(name).exists() {
-                done(Command::new("cp").arg("-r").arg(libraries.join(name)).arg(root.join(LIBRARIES)));
+                done(Command::new("cp").args(COPY).arg(libraries.join(name)).arg(root.join(LIBRARIES)));
             }
         }
         let tarball = image.folder.path().join("image.tar");
@@ -62,7 +64,7 @@ impl Image {
         fs::set_permissions(self.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         done(Command::new(PYTHON).args(["-m", "venv", "--without-pip"]).arg(&venv));
         let all = self.root().join(LIBRARIES).join(".");
-        done(Command::new("cp").arg("-r").arg(all).arg(venv.join("lib/python3.11/site-packages")));
+        done(Command::new("cp").args(COPY).arg(all).arg(venv.join("lib/python3.11/site-packages")));
         venv.join("bin/python")
     }
 
