@@ -84,8 +84,8 @@ fn nothing_is_left_of_loops_and_engines_that_are_killed() {
             assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
         }
         let now = done(&desk);
-        let kept = before.iter().all(|(iteration, id)| now.get(iteration) == Some(id));
-        assert!(kept, "round {round}: a run was lost or repeated, of {before:?} in {now:?}");
+        let same = before.iter().all(|(iteration, id)| now.get(iteration) == Some(id));
+        assert!(same, "round {round}: a run was lost or repeated, of {before:?} in {now:?}");
         before = now;
 
         // The next start.
