@@ -18,7 +18,7 @@ use crate::{Desk, Record, json_of, verdict};
 
 /// How often something is killed; `NSBOX_TEST_LONG` is for more.
 fn rounds() -> usize {
-    if std::env::var_os("NSBOX_TEST_LONG").is_some() { 20 } else { 6 }
+    if std::env::var_os("NSBOX_TEST_LONG").is_some() { 20 } else { 4 }
 }
 
 /// A number below `end` that nobody chose.
