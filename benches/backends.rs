@@ -18,6 +18,8 @@
 //! `PYTHON` an interpreter of this machine's with the same libraries, and `PRICES` the strategies' input.
 //! `ROUNDS` says how often each takes its turn, `ITERATIONS` how long the loops are. As root, on a quiet machine.
 
+#![allow(clippy::unwrap_used, reason = "the tests' harness, which fails that way")]
+
 #[path = "../tests/harness/engine.rs"]
 mod engine;
 #[path = "../tests/harness/mod.rs"]

@@ -23,7 +23,7 @@ fn rounds() -> usize {
 
 /// A number below `end` that nobody chose.
 fn any(end: u32) -> u32 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos() / 1000 % end
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_micros() % end
 }
 
 /// What the backend keeps in the store for runs under way.
