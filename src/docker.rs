@@ -315,11 +315,12 @@ impl Docker {
         clean: &mut bool,
     ) -> Result<Outcome, Error> {
         let deadline = Instant::now() + self.config.limits.setup_timeout;
-        let engine = self.engine(deadline).await?;
-        let (artifacts, cancel) = (script.artifacts.clone(), watch.cancel.clone());
-        if cancel.is_some_and(|cancel| cancel.is_cancelled()) {
-            return Err(Error::Cancelled);
-        }
+        let artifacts = script.artifacts.clone();
+        let engine = tokio::select! {
+            biased;
+            () = watch::cancelled(watch.cancel.as_ref()) => return Err(Error::Cancelled),
+            engine = self.engine(deadline) => engine?,
+        };
         let container = engine.container(&self.config, &self.seccomp, &script)?;
         // The caller's sink may panic: the container goes all the same.
         let held = AssertUnwindSafe(container.hold(&self.config, script, watch, deadline)).catch_unwind().await;

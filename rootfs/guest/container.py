@@ -9,13 +9,16 @@ of 16 bytes, the length of the rest in four (little endian), then texts `KEY=VAL
     arg=, input=        its arguments, the names of its inputs (repeated)
     seed=, cpus=        as in the configuration
     timeout=, cpu_time= in seconds
+    output_limit=       in bytes, of each stream: no more than one byte over it is passed on
     result_limit=, artifacts_limit=  in bytes; without the latter no artifacts are read
-    stdin=yes           what follows on standard input is the script's
+    stdin=yes           the script reads: for each frame R a piece follows, its length before it in four bytes; the last,
+                        of length 0, is the end
 
 To standard output go frames: the nonce, a kind, the length of the rest in four bytes, the rest:
 
     L  how the kernel says that this process is held, in lines `KEY=VALUE`
     S  the script's first line begins
+    R  the next piece of its standard input can be taken
     O, E  what it wrote to its standard output, its standard error
     K  its main process has ended, or was killed, and nothing of it is left
     D  a piece of its document
@@ -25,19 +28,20 @@ To standard output go frames: the nonce, a kind, the length of the rest in four 
 
 The script is a child with pipes of its own. It has the same user, but cannot reach these streams: this process is not
 dumpable, so nothing of it under /proc opens for the child, and no signal of the child's ends the pid 1 of its namespace.
-SIGTERM, from the engine or else, ends the script. The end of standard input does too, where the script does not read it:
-then the supervisor is gone.
+SIGTERM, from the engine or else, ends the script. The end of standard input does too: then the supervisor is gone. That
+none of it stays unread here, is what R is for: a stream that is stuck has no end.
 """
 
 import _signal
 import posix
 import select
 import sys
-import time
 
 PIECE = 65536
 # How long the supervisor may be late with ending a script, before it is ended here.
 LATENESS = 2.0
+# How long it may then take to read what is handed over, before nobody is thought to read any more. It allows itself less.
+HAND_OVER = 15.0
 CGROUP = "/sys/fs/cgroup"
 STATUS = ("Uid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
@@ -86,18 +90,29 @@ def field(path, name):
 
 def counters():
     """What the container's cgroup has counted, of either version."""
-    found = {
+    return {
         "oom_kills": field("memory.events", "oom_kill") or field("memory/memory.oom_control", "oom_kill"),
         "memory_peak": field("memory.peak", "") or field("memory/memory.max_usage_in_bytes", ""),
-        "processes_peak": field("pids.peak", ""),
-        "user_us": field("cpu.stat", "user_usec"),
-        "system_us": field("cpu.stat", "system_usec"),
     }
-    for key, name in (("user_us", "usage_user"), ("system_us", "usage_sys")):
-        nanoseconds = field(f"cpuacct/cpuacct.{name}", "")
-        if nanoseconds is not None:
-            found[key] = nanoseconds // 1000
-    return found
+
+
+def processes_peak():
+    """The most processes and threads since the container was made, by the engine's own too; None before Linux 6.1."""
+    return field("pids.peak", "") or field("pids/pids.peak", "")
+
+
+def processes():
+    """Those of now, this one included."""
+    return field("pids.current", "") or field("pids/pids.current", "") or 0
+
+
+def cpu_counted():
+    """CPU seconds of all processes: in all, in user mode, in the kernel. None where nobody counts them."""
+    counted = [field("cpu.stat", name) for name in ("usage_usec", "user_usec", "system_usec")]
+    if None not in counted:
+        return [count / 1e6 for count in counted]
+    counted = [field(f"cpuacct/cpuacct.{name}", "") for name in ("usage", "usage_user", "usage_sys")]
+    return None if None in counted else [count / 1e9 for count in counted]
 
 
 def layers():
@@ -149,13 +164,12 @@ def hide():
 # The script's process.
 
 
-def run_script(request, out, err, result, start, go):
+def run_script(request, given, out, err, result, start, go):
     """The child, from its fork to its end."""
     posix.setsid()
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    if "stdin" not in request:
-        posix.dup2(posix.open("/dev/null", posix.O_RDONLY), 0)
+    posix.dup2(given if "stdin" in request else posix.open("/dev/null", posix.O_RDONLY), 0)
     posix.dup2(out, 1)
     posix.dup2(err, 2)
     texts = {key[7:]: values[0] for key, values in request.items() if key.startswith("module:")}
@@ -197,11 +211,16 @@ class Keeper:
         self.nonce = nonce
         self.request = request
         self.main = main
-        self.out, self.err, self.start = pipes
+        self.given, self.out, self.err, self.start = pipes
         self.status = None
         self.why = None
-        self.begun = None
+        self.is_last = False
         self.rusage = [0.0, 0.0]
+        self.cpu_before = None
+        self.peak_before, self.peak_seen = processes_peak(), 0
+        limit = int(request["output_limit"][0]) + 1
+        self.left = {self.out: limit, self.err: limit}
+        self.arrived, self.piece = b"", b""
 
     def send(self, kind, data=b""):
         data = memoryview(self.nonce + kind + len(data).to_bytes(4, "little") + data)
@@ -226,13 +245,17 @@ class Keeper:
         except ChildProcessError:
             pass
 
+    def kill_all(self):
+        """Kills all but this process."""
+        try:
+            posix.kill(-1, _signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
     def end_all(self):
         """Kills whatever is left, until nothing is."""
         while True:
-            try:
-                posix.kill(-1, _signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            self.kill_all()
             try:
                 self.count(posix.wait4(-1, 0))
             except ChildProcessError:
@@ -241,12 +264,60 @@ class Keeper:
     def stop(self, why):
         self.why = self.why or why
 
+    def alarm(self, *_):
+        """The supervisor is late. It may be that nobody reads, and this process stands in a write."""
+        if self.is_last:
+            posix._exit(1)
+        self.is_last = True
+        self.stop("timeout")
+        self.kill_all()
+
+    def begin(self):
+        """The script's first line begins."""
+        self.cpu_before = cpu_counted()
+        self.peak_before = processes_peak()
+        _signal.setitimer(_signal.ITIMER_REAL, self.seconds("timeout") + LATENESS, HAND_OVER)
+        self.send(b"S")
+        if "stdin" in self.request:
+            self.send(b"R")
+
     def relay(self, fd, kind):
-        """Passes on a piece of output; False at its end."""
+        """Passes on a piece of output, as far as it is kept; False at its end."""
         data = posix.read(fd, PIECE)
-        if data:
-            self.send(kind, data)
+        kept = data[: self.left[fd]]
+        self.left[fd] -= len(kept)
+        if kept:
+            self.send(kind, kept)
         return bool(data)
+
+    def receive(self):
+        """Takes what comes of the script's standard input; False where nothing ever will."""
+        data = posix.read(0, PIECE)
+        self.arrived += data
+        size = int.from_bytes(self.arrived[:4], "little")
+        if len(self.arrived) < 4 + size or self.given is None:
+            return bool(data)
+        self.piece, self.arrived = self.arrived[4:], b""
+        if size == 0:
+            self.end_input()
+        return True
+
+    def give(self):
+        """Gives the script of the piece what it takes; False where it must read some first."""
+        try:
+            self.piece = self.piece[posix.write(self.given, self.piece) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            self.end_input()
+            return True
+        if not self.piece:
+            self.send(b"R")
+        return not self.piece
+
+    def end_input(self):
+        posix.close(self.given)
+        self.given, self.piece = None, b""
 
     def watch(self):
         """Until the main process has ended, or must."""
@@ -255,42 +326,53 @@ class Keeper:
         _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         _signal.signal(_signal.SIGTERM, lambda *_: self.stop("asked"))
-        timeout, cpu_time = self.seconds("timeout"), self.seconds("cpu_time")
+        _signal.signal(_signal.SIGALRM, self.alarm)
+        cpu_time = self.seconds("cpu_time")
         streams = {self.out: b"O", self.err: b"E"}
         poller = select.poll()
         # In the order in which they are looked at: what begins comes before what it writes.
-        for fd in (self.start, self.out, self.err, wake):
+        for fd in (self.start, self.out, self.err, wake, 0):
             poller.register(fd, select.POLLIN)
-        if "stdin" not in self.request:
-            poller.register(0, select.POLLIN)
         while True:
             self.reap()
             if self.status is not None or self.why:
                 return
-            for fd, _ in poller.poll(20 if cpu_time else 500):
+            self.peak_seen = max(self.peak_seen, processes())
+            for fd, _ in poller.poll(20 if cpu_time else 200):
                 if fd == self.start:
                     poller.unregister(fd)
                     if posix.read(fd, 1):
-                        self.begun = time.monotonic()
-                        self.send(b"S")
+                        self.begin()
                 elif fd in streams:
                     if not self.relay(fd, streams[fd]):
                         poller.unregister(fd)
                 elif fd == wake:
                     posix.read(fd, 512)
-                elif not posix.read(0, 512):
-                    self.stop("gone")
-            if self.begun and time.monotonic() - self.begun > timeout + LATENESS:
-                self.stop("timeout")
+                elif fd == 0:
+                    if not self.receive():
+                        self.stop("gone")
+                    if self.piece:
+                        poller.register(self.given, select.POLLOUT)
+                elif self.give():
+                    poller.unregister(fd)
             if cpu_time and sum(self.cpu_used()) > cpu_time:
                 self.stop("cpu")
 
     def cpu_used(self):
-        """CPU seconds of all processes in user mode and in the kernel."""
-        found = counters()
-        if found["user_us"] is None:
+        """CPU seconds in user mode and in the kernel since the script's first line."""
+        if self.cpu_before is None:
             return self.rusage
-        return found["user_us"] / 1e6, found["system_us"] / 1e6
+        total, user, system = (now - before for now, before in zip(cpu_counted(), self.cpu_before))
+        # Of version 1, the parts are counted in ticks, and only the sum is exact.
+        share = user / (user + system) if user + system > 0 else 1.0
+        return [total * share, total * (1 - share)]
+
+    def processes_peak(self):
+        """The script's most processes and threads; where the container's start took more, as seen now and then."""
+        peak = processes_peak()
+        if peak is not None and peak == self.peak_before:
+            peak = min(peak, self.peak_seen)
+        return peak
 
     def hand_over_document(self, result):
         size = min(posix.fstat(result).st_size, int(self.request["result_limit"][0]) + PIECE + 1)
@@ -330,13 +412,15 @@ class Keeper:
     def close(self, result):
         """All that is to be told once the script is over; returns the exit status."""
         self.end_all()
+        self.is_last = True
+        _signal.setitimer(_signal.ITIMER_REAL, HAND_OVER)
         for fd, kind in ((self.out, b"O"), (self.err, b"E")):
             while self.relay(fd, kind):
                 pass
         self.send(b"K")
         found = counters()
-        user, system = self.cpu_used()
-        found["user_us"], found["system_us"] = int(user * 1e6), int(system * 1e6)
+        found["processes_peak"] = self.processes_peak()
+        found["user_us"], found["system_us"] = (int(seconds * 1e6) for seconds in self.cpu_used())
         self.hand_over_document(result)
         if "artifacts_limit" in self.request:
             self.hand_over_artifacts(b"", int(self.request["artifacts_limit"][0]))
@@ -354,15 +438,16 @@ def main():
     nonce, request = receive()
     held = layers()
     set_affinity(float(request["cpus"][0]), nonce)
-    out, err, start, go = (posix.pipe() for _ in range(4))
+    given, out, err, start, go = (posix.pipe() for _ in range(5))
     result = result_file()
     pid = posix.fork()
     if pid == 0:
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-        run_script(request, out[1], err[1], result, start[1], go[0])
-    for fd in (out[1], err[1], start[1], go[0]):
+        run_script(request, given[0], out[1], err[1], result, start[1], go[0])
+    for fd in (given[0], out[1], err[1], start[1], go[0]):
         posix.close(fd)
-    keeper = Keeper(nonce, request, pid, (out[0], err[0], start[0]))
+    posix.set_blocking(given[1], False)
+    keeper = Keeper(nonce, request, pid, (given[1], out[0], err[0], start[0]))
     keeper.send(b"L", lines(held))
     hide()
     posix.write(go[1], b"g")

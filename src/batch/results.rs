@@ -2,8 +2,9 @@
 //!
 //! A line is one write(2) and in the kernel's hands when the next run begins, so a killed loop loses none; to disk it goes at least
 //! every second and at the end, so that a power cut costs the records of one second. What was cut in the middle is taken
-//! away on resuming, with the records of cancelled runs: those iterations are run again, and stand there once. The file
-//! is under flock(2) meanwhile: two loops cannot share it.
+//! away on resuming, with the records of runs that were cancelled and of those that nothing ran for, as after the death of
+//! an engine: those iterations are run again, and stand there once. The file is under flock(2) meanwhile: two loops cannot
+//! share it.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -53,7 +54,7 @@ impl Results {
         let failed = |source| Error::Open { path: path.to_path_buf(), source };
         let mut rows = Vec::new();
         let mut seen = HashSet::new();
-        let mut cancelled = false;
+        let mut repeats = false;
         let mut whole = 0;
         let mut reader = BufReader::new(&results.file);
         let mut line = Vec::new();
@@ -75,8 +76,8 @@ impl Results {
                     found: row.strategy,
                 });
             }
-            if row.verdict == Verdict::Cancelled {
-                cancelled = true;
+            if is_repeated(row.verdict) {
+                repeats = true;
             } else if seen.insert(row.iteration) {
                 rows.push(row);
             } else {
@@ -87,8 +88,8 @@ impl Results {
             results.file.set_len(whole).map_err(failed)?;
             results.length = whole;
         }
-        if cancelled {
-            results = results.without_cancelled().map_err(failed)?;
+        if repeats {
+            results = results.without_repeated().map_err(failed)?;
         }
         Ok((results, rows))
     }
@@ -112,8 +113,8 @@ impl Results {
         Ok(Self { path: path.to_path_buf(), file, length: about.len(), synced: Instant::now() })
     }
 
-    /// Puts a copy without the cancelled iterations in the file's place, all at once.
-    fn without_cancelled(mut self) -> io::Result<Self> {
+    /// Puts a copy without the iterations that are run again in the file's place, all at once.
+    fn without_repeated(mut self) -> io::Result<Self> {
         let mut name = OsString::from(&self.path);
         name.push(".new");
         let name = PathBuf::from(name);
@@ -125,7 +126,7 @@ impl Results {
         let mut to = BufWriter::new(&copy);
         for line in BufReader::new(&self.file).split(b'\n') {
             let line = line?;
-            if Row::read(&line)?.verdict != Verdict::Cancelled {
+            if !is_repeated(Row::read(&line)?.verdict) {
                 to.write_all(&line)?;
                 to.write_all(b"\n")?;
             }
@@ -167,6 +168,11 @@ impl Results {
     }
 }
 
+/// Whether resuming runs an iteration again that ended so.
+fn is_repeated(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Cancelled | Verdict::Unavailable)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -206,12 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn cancelled_iterations_are_taken_out_to_run_again() {
+    fn iterations_that_came_to_nothing_are_taken_out_to_run_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let ok = |i| line(i, Verdict::Ok);
         let text =
-            [ok(0), line(1, Verdict::Cancelled), ok(2), line(3, Verdict::Cancelled), b"{\"cut".to_vec()].concat();
+            [ok(0), line(1, Verdict::Cancelled), ok(2), line(3, Verdict::Unavailable), b"{\"cut".to_vec()].concat();
         fs::write(&path, text).unwrap();
         fs::write(folder.path().join("results.jsonl.new"), "left by a killed loop").unwrap();
         let (mut results, rows) = Results::resume(&path, &batch()).unwrap();

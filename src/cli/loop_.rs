@@ -67,7 +67,8 @@ Runs on namespaces share a warm pool: interpreters that have imported what --pre
 comes. --fresh gives each run an interpreter of its own.
 
 A record is in the results as soon as its run has ended, and on disk within a second. Ctrl-C ends the runs under way; their
-records say cancelled, and --resume runs them again, as it does what a killed loop had not recorded.
+records say cancelled, and --resume runs them again, as it does what nothing ran for (unavailable) and what a killed loop
+had not recorded.
 
 Exit status: 0 when every iteration ended with verdict ok, 1 when some did not, 130 when it was interrupted,
 125 on wrong usage, or when results could not be written.

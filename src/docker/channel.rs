@@ -19,6 +19,8 @@ pub(super) enum Frame {
     Layers(Facts),
     /// The script begins.
     Started,
+    /// The next piece of its standard input can be taken.
+    Ready,
     /// What the script wrote.
     Output(Stream, Vec<u8>),
     /// Nothing of the script is left.
@@ -85,6 +87,7 @@ impl Reader {
         Ok(Some(match kind {
             b'L' => Frame::Layers(Facts::parse(&payload)),
             b'S' => Frame::Started,
+            b'R' => Frame::Ready,
             b'O' => Frame::Output(Stream::Stdout, payload),
             b'E' => Frame::Output(Stream::Stderr, payload),
             b'K' => Frame::Over,
@@ -125,6 +128,7 @@ pub(super) fn request(config: &Config, script: &Script, nonce: Nonce) -> Vec<u8>
     if let Some(time) = limits.cpu_time {
         add("cpu_time", time.as_secs_f64().to_string().as_bytes());
     }
+    add("output_limit", limits.output.to_string().as_bytes());
     add("result_limit", limits.result.to_string().as_bytes());
     if script.artifacts.is_some() {
         add("artifacts_limit", limits.artifacts.to_string().as_bytes());

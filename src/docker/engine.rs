@@ -127,13 +127,14 @@ fn connect(socket: &Path, version: &ClientVersion) -> Result<Client, Error> {
     Client::connect_with_unix(&socket.display().to_string(), SECONDS, version).map_err(failed(socket, "be reached"))
 }
 
-/// Removes the containers of supervisors that are dead.
+/// Removes the containers of supervisors that are dead, and those of this one's own whose runs are over: an engine that died
+/// could not be told to.
 async fn sweep(client: &Client, owner: &Owner) -> Result<(), ApiError> {
     let filters = HashMap::from([("label".to_owned(), vec![LABEL.to_owned()])]);
     let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
     for container in client.list_containers(Some(options)).await? {
         let name = container.labels.as_ref().and_then(|labels| labels.get(LABEL));
-        if name.is_some_and(|name| owner.is_stale(name)) {
+        if name.is_some_and(|name| owner.is_stale(name) || owner.has_left(name)) {
             remove(client, &container.id.unwrap_or_default()).await?;
         }
     }

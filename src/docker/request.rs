@@ -167,17 +167,21 @@ pub(super) fn ulimits(limits: &Limits) -> Vec<ResourcesUlimits> {
     limits.map(ulimit).collect()
 }
 
-/// The writable folders. Each has the disk limit for itself; together they are under the memory limit.
+/// The writable folders. An engine cannot bind one tmpfs in three places, as a sandbox does: each has a part of the disk limit
+/// and its inodes, and all together no more than that.
 fn tmpfs(limits: &Limits, output: bool) -> HashMap<String, String> {
-    let options = |bytes: u64, mode: &str| {
-        let inodes = limits.inodes;
+    let options = |bytes: u64, inodes: u64, mode: &str| {
         format!("rw,noexec,nosuid,nodev,size={bytes},nr_inodes={inodes},mode={mode},uid={UID},gid={UID}")
     };
-    let mut folders: HashMap<String, String> = [("/tmp", "1777"), ("/work", "0755"), ("/dev/shm", "1777")]
-        .map(|(f, m)| (f.to_owned(), options(limits.disk, m)))
+    // Of 0 the kernel makes no limit at all.
+    let part = |whole: u64, parts: u64| (whole / parts).max(1);
+    let mut folders: HashMap<String, String> = [("/tmp", "1777", 2), ("/work", "0755", 4), ("/dev/shm", "1777", 4)]
+        .map(|(folder, mode, parts)| {
+            (folder.to_owned(), options(part(limits.disk, parts), part(limits.inodes, parts), mode))
+        })
         .into();
     if output {
-        folders.insert("/output".to_owned(), options(limits.artifacts, "0755"));
+        folders.insert("/output".to_owned(), options(limits.artifacts, limits.inodes, "0755"));
     }
     folders
 }

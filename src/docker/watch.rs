@@ -31,6 +31,8 @@ use crate::sandbox::{Cancel, Script, Stdin, Watch, line};
 
 /// How long pid 1 may take to end its script when asked, before the engine ends the whole container.
 const GRACE: Duration = Duration::from_millis(250);
+/// The most of the script's standard input at once.
+const PIECE: usize = 64 << 10;
 /// What is kept of a container's own standard error: an interpreter's last words.
 const LAST_WORDS: u64 = 8 << 10;
 
@@ -91,16 +93,23 @@ impl Container {
         let request = channel::request(config, &script, nonce);
         let staging =
             script.artifacts.is_some().then(|| Staging::make(&self.name, config.limits.artifacts)).transpose()?;
-        let late = Error::SetupTimeout { socket: self.engine.socket.clone(), limit: config.limits.setup_timeout };
-        let started = tokio::time::timeout_at(deadline.into(), self.start()).await;
-        let AttachContainerResults { output, input } = started.unwrap_or(Err(late))?;
-        feed(input, request, script.stdin)
+        let late = || Error::SetupTimeout { socket: self.engine.socket.clone(), limit: config.limits.setup_timeout };
+        // Until the request is fed to it, the container does nothing: whenever this is given up, nothing ran.
+        let given_up = async {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline.into()) => late(),
+                () = cancelled(watch.cancel.as_ref()) => Error::Cancelled,
+            }
+        };
+        let AttachContainerResults { output, input } = self.start(given_up).await?;
+        let asked = feed(input, request, script.stdin)
             .map_err(|source| Error::Step { step: "start a thread for the script's standard input", source })?;
         let mut watcher = Watcher {
             container: self,
             config,
             watch,
             reader: Reader::new(nonce),
+            asked,
             phase: Phase::SetUp,
             deadline,
             held: Held {
@@ -121,11 +130,31 @@ impl Container {
         Ok(held)
     }
 
-    /// Creates it, attaches to it, and starts it.
-    async fn start(&self) -> Result<AttachContainerResults, Error> {
-        let failed = |step| engine::failed(&self.engine.socket, step);
+    /// Creates it, attaches to it, and starts it, unless it is given up before.
+    async fn start(&self, given_up: impl Future<Output = Error>) -> Result<AttachContainerResults, Error> {
+        tokio::pin!(given_up);
         let options = CreateContainerOptions { name: Some(self.name.clone()), ..Default::default() };
-        self.client.create_container(Some(options), self.body.clone()).await.map_err(failed("create the container"))?;
+        let creating = self.client.create_container(Some(options), self.body.clone());
+        tokio::pin!(creating);
+        tokio::select! {
+            created = &mut creating => {
+                created.map_err(engine::failed(&self.engine.socket, "create the container"))?;
+            }
+            why = &mut given_up => {
+                // What the engine is just creating cannot be removed before it is there.
+                tokio::time::timeout(REAP_PATIENCE, creating).await.ok();
+                return Err(why);
+            }
+        }
+        tokio::select! {
+            begun = self.begin() => begun,
+            why = &mut given_up => Err(why),
+        }
+    }
+
+    /// Attaches to it, once it is created, and starts it.
+    async fn begin(&self) -> Result<AttachContainerResults, Error> {
+        let failed = |step| engine::failed(&self.engine.socket, step);
         let options =
             AttachContainerOptions { stream: true, stdin: true, stdout: true, stderr: true, ..Default::default() };
         let attached =
@@ -195,6 +224,8 @@ struct Watcher<'a, 'w> {
     config: &'a Config,
     watch: Watch<'w>,
     reader: Reader,
+    /// Takes each wish for a piece of the script's standard input.
+    asked: Option<mpsc::Sender<()>>,
     phase: Phase,
     deadline: Instant,
     held: Held,
@@ -288,6 +319,10 @@ impl Watcher<'_, '_> {
                         self.enter(Phase::Running, self.config.limits.timeout);
                     }
                 }
+                Frame::Ready => {
+                    // Its reader is gone where the stream has ended.
+                    self.asked.as_ref().map(|asked| asked.try_send(()));
+                }
                 Frame::Output(stream, bytes) => self.capture(stream, &bytes).await,
                 Frame::Over => {
                     self.held.evidence.ended = Some(Instant::now());
@@ -331,8 +366,12 @@ impl Watcher<'_, '_> {
 }
 
 /// Returns once the run is cancelled.
-async fn cancelled(cancel: Option<&Cancel>) {
+pub(super) async fn cancelled(cancel: Option<&Cancel>) {
     let reader = |cancel: &Cancel| pipe::Receiver::from_owned_fd(cancel.descriptor().try_clone_to_owned()?);
+    // That of a handle used before is not announced at the first look.
+    if cancel.is_some_and(Cancel::is_cancelled) {
+        return;
+    }
     if let Some(Ok(reader)) = cancel.map(reader)
         && reader.readable().await.is_ok()
     {
@@ -341,39 +380,54 @@ async fn cancelled(cancel: Option<&Cancel>) {
     std::future::pending().await
 }
 
-/// Writes the request and then the script's standard input, if it has one; else the stream stays open for as long as this
-/// process lives. Fails where no thread can be had.
-fn feed(mut input: Pin<Box<dyn AsyncWrite + Send>>, request: Vec<u8>, stdin: Stdin) -> io::Result<()> {
-    let pieces = match stdin {
-        Stdin::Empty => None,
-        Stdin::Stream(stream) => Some(pieces(stream)?),
+/// Writes the request and then, at each wish, a piece of the script's standard input, if it has one; the stream stays open for
+/// as long as this process lives. Returns what takes the wishes; fails where no thread can be had.
+fn feed(
+    mut input: Pin<Box<dyn AsyncWrite + Send>>,
+    request: Vec<u8>,
+    stdin: Stdin,
+) -> io::Result<Option<mpsc::Sender<()>>> {
+    let (asked, mut pieces) = match stdin {
+        Stdin::Empty => (None, None),
+        Stdin::Stream(stream) => {
+            let (asked, pieces) = pieces(stream)?;
+            (Some(asked), Some(pieces))
+        }
     };
     tokio::spawn(async move {
         // A container that has ended reads no more; its end is seen elsewhere.
         input.write_all(&request).await.ok()?;
         input.flush().await.ok()?;
-        let Some(mut pieces) = pieces else { return std::future::pending().await };
-        while let Some(piece) = pieces.recv().await {
-            input.write_all(&piece).await.ok()?;
+        while let Some(pieces) = &mut pieces
+            && let Some(piece) = pieces.recv().await
+        {
+            let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            input.write_all(&[&length.to_le_bytes(), &piece[..]].concat()).await.ok()?;
             input.flush().await.ok()?;
         }
-        input.shutdown().await.ok()
+        std::future::pending::<Option<()>>().await
     });
-    Ok(())
+    Ok(asked)
 }
 
-/// Reads a stream that may block, in a thread that ends with it, or with its first piece after the run.
-fn pieces(mut stream: Box<dyn Read + Send>) -> io::Result<mpsc::Receiver<Vec<u8>>> {
-    let (sender, receiver) = mpsc::channel(4);
+/// Reads a stream that may block, a piece for each wish, in a thread that ends with the stream, or with the run and a read
+/// that is under way then. The last piece is empty.
+fn pieces(mut stream: Box<dyn Read + Send>) -> io::Result<(mpsc::Sender<()>, mpsc::Receiver<Vec<u8>>)> {
+    let (asked, mut wishes) = mpsc::channel(1);
+    let (sender, receiver) = mpsc::channel(1);
     std::thread::Builder::new().spawn(move || {
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            match stream.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(count) if count > 0 && sender.blocking_send(buffer[..count].to_vec()).is_ok() => {}
-                _ => return,
+        let mut buffer = vec![0; PIECE];
+        while wishes.blocking_recv().is_some() {
+            let count = loop {
+                match stream.read(&mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    read => break read.unwrap_or(0),
+                }
+            };
+            if sender.blocking_send(buffer[..count].to_vec()).is_err() || count == 0 {
+                return;
             }
         }
     })?;
-    Ok(receiver)
+    Ok((asked, receiver))
 }

@@ -96,9 +96,13 @@ impl Route {
     }
 
     /// Learns how a run on it ended. One that fails is made anew for the next run; a pool, which mends itself and may only have
-    /// been given a script that nobody can serve, when it goes on failing.
+    /// been given a script that nobody can serve, when it goes on failing. Of those that were made before it learns no more: many
+    /// runs that one engine took with it are one failure.
     pub(super) fn learn(&self, ready: &Arc<Ready>, verdict: Verdict, why: &str, breaker: Breaker) -> Option<Change> {
         let mut state = self.lock();
+        if !state.ready.as_ref().is_some_and(|current| Arc::ptr_eq(current, ready)) {
+            return None;
+        }
         match verdict {
             Verdict::Unavailable | Verdict::Lost => {}
             // Nothing ran, and not for its fault.
@@ -112,7 +116,7 @@ impl Route {
         state.troubles += 1;
         let change = (verdict == Verdict::Lost).then(|| state.fail(breaker)).flatten();
         let is_spent = state.troubles >= ready.patience() || change.is_some();
-        let spent = state.ready.take_if(|current| is_spent && Arc::ptr_eq(current, ready));
+        let spent = state.ready.take_if(|_| is_spent);
         drop(state);
         // Its end may take a while.
         drop(spent);
@@ -138,5 +142,56 @@ impl State {
         }
         self.closed_until = Some(Instant::now() + breaker.pause);
         Some(Change::Opened(self.failures))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const BREAKER: Breaker = Breaker { failures: 2, pause: Duration::from_secs(3600) };
+
+    fn made(route: &Route) -> Arc<Ready> {
+        route.take(BREAKER, || Ok(Ready::Once(Box::new(Config::default())))).0.unwrap()
+    }
+
+    #[test]
+    fn runs_that_were_lost_together_are_one_failure() {
+        let route = Route::new(Backend::Docker, false, false);
+        let (first, same) = (made(&route), made(&route));
+        assert!(Arc::ptr_eq(&first, &same), "it is kept");
+        assert_eq!(route.learn(&first, Verdict::Lost, "why", BREAKER), None);
+        assert_eq!(route.learn(&same, Verdict::Lost, "why", BREAKER), None, "the same engine");
+        let second = made(&route);
+        assert!(!Arc::ptr_eq(&first, &second), "it is made anew");
+        // One that ran on the first and ends well says nothing of the second.
+        assert_eq!(route.learn(&same, Verdict::Ok, "", BREAKER), None);
+        assert_eq!(route.learn(&second, Verdict::Lost, "why", BREAKER), Some(Change::Opened(2)));
+        let (refused, change) = route.take(BREAKER, || unreachable!());
+        assert!(refused.unwrap_err().starts_with("not tried: it has failed 2 times in a row") && change.is_none());
+    }
+
+    #[test]
+    fn run_that_ends_well_closes_the_account() {
+        let route = Route::new(Backend::Docker, false, false);
+        for _ in 0..5 {
+            assert_eq!(route.learn(&made(&route), Verdict::Lost, "why", BREAKER), None);
+            assert_eq!(route.learn(&made(&route), Verdict::Error, "", BREAKER), None, "the script's own");
+        }
+        let rejected = made(&route);
+        assert_eq!(route.learn(&rejected, Verdict::Rejected, "", BREAKER), None);
+        assert!(Arc::ptr_eq(&rejected, &made(&route)));
+    }
+
+    #[test]
+    fn one_run_alone_tries_a_backend_again_after_its_pause() {
+        let breaker = Breaker { pause: Duration::ZERO, ..BREAKER };
+        let route = Route::new(Backend::Docker, false, false);
+        let fail = || route.take(breaker, || Err("why".to_owned())).1;
+        assert_eq!([fail(), fail(), fail()], [None, Some(Change::Opened(2)), Some(Change::Opened(3))]);
+        let (ready, change) = route.take(breaker, || Ok(Ready::Once(Box::new(Config::default()))));
+        assert!(ready.is_ok() && change == Some(Change::Closed));
     }
 }

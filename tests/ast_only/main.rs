@@ -15,6 +15,7 @@ mod attacks;
 mod container;
 mod policy;
 mod runs;
+mod threats;
 
 use std::fs;
 

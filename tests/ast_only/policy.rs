@@ -2,13 +2,14 @@
 
 use serde_yaml::Value;
 
-const SYSTEM: [&str; 12] = [
+const SYSTEM: [&str; 13] = [
     "ctypes",
     "mmap",
     "multiprocessing",
     "os",
     "pathlib",
     "resource",
+    "runpy",
     "shutil",
     "signal",
     "socket",

@@ -1,17 +1,14 @@
 //! Engines that are absent, old, lack the image, or die; and what is left of supervisors that did.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use nsbox::docker::{Docker, Error};
-use nsbox::outcome::{Ended, Verdict};
-use nsbox::sandbox::{Script, Stdin, Stream, Watch};
+use nsbox::outcome::{Ended, Outcome, Verdict};
+use nsbox::sandbox::{Cancel, Script, Stdin, Stream, Watch};
 
 use crate::engine::{BASE, Engine};
 use crate::harness::until;
@@ -19,8 +16,8 @@ use crate::{beside_engine, config, docker, engine, expect, run, says, text};
 
 /// In a process that runs one script until it is killed: the socket of the engine.
 const VICTIM: &str = "NSBOX_TEST_VICTIM";
-/// There: whether its script reads standard input.
-const READS: &str = "NSBOX_TEST_VICTIM_READS";
+/// There: what its script is given to read. Of an endless stream it reads nothing.
+const STDIN: &str = "NSBOX_TEST_VICTIM_STDIN";
 
 #[test]
 fn absent_engine_is_unavailable_and_says_what_to_do() {
@@ -105,23 +102,6 @@ fn foreign_socket_in_docker_host_and_profiles_that_are_none_are_errors() {
     assert!(Docker::new(config(&[("check", "true"), ("policy", "/nowhere.yaml")])).is_err());
 }
 
-/// The pid of an engine of this test's own.
-fn pid_of(engine: &Engine) -> Pid {
-    let pid = fs::read_to_string(engine.socket().with_file_name("pid")).unwrap();
-    Pid::from_raw(pid.trim().parse().unwrap())
-}
-
-/// How many processes are in the cgroups of an engine's containers.
-fn processes(folder: &Path, engine: &str) -> usize {
-    let below = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
-    let own = if folder.to_str().unwrap().contains(engine) {
-        fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default().lines().count()
-    } else {
-        0
-    };
-    own + below.map(|entry| processes(&entry.path(), engine)).sum::<usize>()
-}
-
 #[test]
 fn engine_killed_while_a_script_runs_is_lost() {
     if engine().is_none() {
@@ -129,7 +109,7 @@ fn engine_killed_while_a_script_runs_is_lost() {
     }
     let engine = Engine::start();
     assert!(engine.has_base());
-    let dockerd = pid_of(&engine);
+    let dockerd = engine.daemon();
     let docker = docker(&engine, &[("limits.timeout", "10s")]);
     let mut sink = |_: Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap();
     let begun = Instant::now();
@@ -141,8 +121,87 @@ fn engine_killed_while_a_script_runs_is_lost() {
     says(&outcome, &engine.socket().display().to_string());
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!(docker.run("pass", Watch::default()).verdict, Verdict::Unavailable);
-    let name = engine.socket().parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
-    until("its script ends, by the limit that pid 1 holds too", || processes(Path::new("/sys/fs/cgroup"), &name) == 0);
+    until("its script ends, by the limit that pid 1 holds too", || engine.processes().is_empty());
+}
+
+#[test]
+fn engine_killed_under_a_flood_of_output_leaves_no_script() {
+    if engine().is_none() {
+        return;
+    }
+    let engine = Engine::start();
+    assert!(engine.has_base());
+    let dockerd = engine.daemon();
+    // Nobody takes what is written, so pid 1 comes to stand in a write, with the script in another.
+    let docker = docker(&engine, &[("limits.timeout", "2s"), ("limits.output", "1g")]);
+    let mut sink = |_: Stream, _: &[u8]| kill(dockerd, Signal::SIGKILL).unwrap_or_default();
+    let watch = Watch { sink: Some(&mut sink), cancel: None };
+    expect(&docker.run("while True: print('x' * 10_000)", watch), Verdict::Lost);
+    until("nothing of it is left", || engine.processes().is_empty());
+}
+
+/// The containers of this process, which is beside the engine.
+fn own_containers() -> String {
+    let filter = format!("label=nsbox.supervisor.pid={}", std::process::id());
+    let output = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout)
+}
+
+/// Runs a script that is cancelled after a while, and returns how long that took.
+fn cancelled_after(docker: &Docker, delay: Duration) -> (Outcome, Duration) {
+    let cancel = Cancel::new().unwrap();
+    let other = cancel.clone();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(delay);
+            other.cancel();
+        });
+        let outcome = docker.run("import time\ntime.sleep(60)", Watch { sink: None, cancel: Some(cancel) });
+        (outcome, begun.elapsed())
+    })
+}
+
+#[test]
+fn cancel_is_heard_at_any_moment_of_the_set_up() {
+    let test = "engines::cancel_is_heard_at_any_moment_of_the_set_up";
+    let Some(docker) = beside_engine(test, &[]) else { return };
+    expect(&docker.run("pass", Watch::default()), Verdict::Ok);
+    let mut in_set_up = 0;
+    for delay in (0..200).step_by(15).map(Duration::from_millis) {
+        let (outcome, took) = cancelled_after(&docker, delay);
+        assert_eq!(outcome.verdict, Verdict::Cancelled, "after {delay:?}: {outcome:#?}");
+        assert!(took < Duration::from_secs(5), "after {delay:?} it took {took:?}");
+        in_set_up += u32::from(outcome.ended == Ended::NotStarted);
+        assert_eq!(own_containers(), "", "after {delay:?}");
+    }
+    assert!(in_set_up >= 3, "{in_set_up} of them were in the set-up");
+}
+
+#[test]
+fn cancel_is_heard_while_an_engine_does_not_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let docker = Docker::new(config(&[])).unwrap().socket(&socket);
+    let (outcome, took) = cancelled_after(&docker, Duration::from_millis(300));
+    assert_eq!((outcome.verdict, outcome.ended), (Verdict::Cancelled, Ended::NotStarted));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn panic_of_the_callers_sink_leaves_no_container() {
+    let Some(docker) = beside_engine("engines::panic_of_the_callers_sink_leaves_no_container", &[]) else { return };
+    let mut sink = |_: Stream, _: &[u8]| panic!("the sink's own");
+    let run = std::panic::AssertUnwindSafe(|| {
+        let watch = Watch { sink: Some(&mut sink), cancel: None };
+        docker.run("import time\nprint('begun')\ntime.sleep(60)", watch)
+    });
+    let panic = std::panic::catch_unwind(run).unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"the sink's own"));
+    assert_eq!(own_containers(), "");
+    expect(&docker.run("pass", Watch::default()), Verdict::Ok);
 }
 
 #[test]
@@ -158,9 +217,7 @@ fn container_is_removed_however_its_script_ends() {
         ("import os\nos.abort()", Verdict::Signal),
     ] {
         expect(&docker.run(source, Watch::default()), verdict);
-        let filter = format!("label=nsbox.supervisor.pid={}", std::process::id());
-        let output = Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
-        assert!(output.status.success() && output.stdout.is_empty(), "after {verdict:?}: {output:?}");
+        assert_eq!(own_containers(), "", "after {verdict:?}");
     }
 }
 
@@ -173,6 +230,17 @@ fn containers(engine: &Engine, supervisor: u32, flags: &[&str]) -> usize {
     text(&output.stdout).lines().count()
 }
 
+/// A stream that has nothing to say, and does not end.
+struct Silent;
+
+impl Read for Silent {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
 #[test]
 fn killed_supervisor_leaves_a_container_that_the_next_sweeps() {
     let test = "engines::killed_supervisor_leaves_a_container_that_the_next_sweeps";
@@ -180,17 +248,20 @@ fn killed_supervisor_leaves_a_container_that_the_next_sweeps() {
         // The victim: it is killed while its script runs.
         let docker = Docker::new(config(&[])).unwrap().socket(socket);
         let mut sink = |_: Stream, bytes: &[u8]| std::io::stdout().write_all(bytes).unwrap();
-        let reads = std::env::var_os(READS).is_some();
-        let source = "import sys, time\nsys.stdin.read(1)\nprint('begun')\ntime.sleep(600)";
-        let stdin = if reads { Stdin::Stream(Box::new(&b"x"[..])) } else { Stdin::Empty };
+        let (reads, stdin) = match std::env::var(STDIN).unwrap().as_str() {
+            "empty" => ("", Stdin::Empty),
+            "line" => ("sys.stdin.readline()", Stdin::Stream(Box::new(b"x\n".chain(Silent)))),
+            _ => ("", Stdin::Stream(Box::new(std::io::repeat(1)))),
+        };
+        let source = format!("import sys, time\n{reads}\nprint('begun')\ntime.sleep(600)");
         docker.run(Script::from(source).stdin(stdin), Watch { sink: Some(&mut sink), cancel: None });
         return;
     }
     let Some(engine) = engine() else { return };
-    for reads in [false, true] {
+    for stdin in ["empty", "line", "endless"] {
         let mut victim = Command::new(std::env::current_exe().unwrap());
-        victim.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(VICTIM, engine.socket());
-        victim.envs(reads.then_some((READS, "1")));
+        victim.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+        victim.env(VICTIM, engine.socket()).env(STDIN, stdin);
         let mut victim = victim.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut said = Vec::new();
         let mut stdout = victim.stdout.take().unwrap();
@@ -205,9 +276,7 @@ fn killed_supervisor_leaves_a_container_that_the_next_sweeps() {
         assert_eq!(containers(&engine, id, &[]), 1);
         victim.kill().unwrap();
         victim.wait().unwrap();
-        if !reads {
-            until("the script ends with its supervisor", || containers(&engine, id, &[]) == 0);
-        }
+        until("the script ends with its supervisor", || containers(&engine, id, &[]) == 0);
         // The start of a test beside this one may have been the next.
         assert!(containers(&engine, id, &["--all"]) <= 1);
         expect(&run(&engine, &[], "pass"), Verdict::Ok);

@@ -89,6 +89,7 @@ fn ok_has_output_values_usage_and_timings() {
     let (usage, timings) = (outcome.usage, outcome.timings);
     assert!(usage.wall_ms > 0.0 && usage.cpu_user_ms.unwrap() > 0.0 && usage.cpu_system_ms.is_some(), "{usage:?}");
     assert!((1 << 20..1 << 30).contains(&usage.peak_memory_bytes.unwrap()), "{usage:?}");
+    assert_eq!(usage.processes_peak, Some(1), "what the engine started the container with is not the script's");
     assert!(timings.setup_ms > 0.0 && timings.run_ms > 0.0 && timings.teardown_ms > 0.0, "{timings:?}");
 }
 

@@ -6,6 +6,7 @@
 //! cgroups are under a parent of its own name.
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::harness::{is_root, require, skipped};
@@ -23,10 +26,22 @@ pub const BASE: &str = "nsbox-test-base";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts the engine in a mount namespace, and ends it when its own standard input ends: when the test drops the engine,
-/// and when the test's process dies in whichever way. `$1` is the engine's folder, the others its command line.
+/// and when the test's process dies in whichever way. `$1` is the engine's folder, the others its command line. Where there
+/// is a file `again` in that folder, an engine that has ended is started once more.
 const KEEPER: &str = r#"
 folder=$1; shift
-private='for place in /run "$0/data" /etc/docker; do [ ! -d "$place" ] || mount -t tmpfs tmpfs "$place"; done; exec "$@"'
+private='
+    for place in /run "$0/data" /etc/docker; do [ ! -d "$place" ] || mount -t tmpfs tmpfs "$place"; done
+    ended=
+    trap "ended=1; kill \$!" TERM
+    while :; do
+        "$@" &
+        # A signal ends a wait, but not what is waited for.
+        until wait $!; do kill -0 $! 2>/dev/null || break; done
+        [ -z "$ended" ] && rm "$0/again" 2>/dev/null || exit
+        # Its containerd dies with it, a little later, and would be taken for one that can be used.
+        while kill -0 "$(cat "$0/exec/containerd/containerd.pid")" 2>/dev/null; do sleep 0.05; done
+    done'
 unshare --mount --propagation private sh -c "$private" "$folder" "$@" >"$folder/log" 2>&1 &
 engine=$!
 while read -r _; do :; done
@@ -94,12 +109,79 @@ impl Engine {
         // A group of its own: an interrupt at the terminal is for the tests alone, and their end is the engine's.
         let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).spawn().unwrap();
         let engine = Self { folder, keeper, base: OnceLock::new() };
+        engine.until_it_answers();
+        engine
+    }
+
+    #[track_caller]
+    fn until_it_answers(&self) {
         let deadline = Instant::now() + PATIENCE;
-        while !engine.docker(["version"]).output().unwrap().status.success() {
-            assert!(Instant::now() < deadline, "dockerd does not answer: {}", engine.log());
+        while !self.docker(["version"]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "dockerd does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
-        engine
+    }
+
+    /// The pid of its daemon.
+    pub fn daemon(&self) -> Pid {
+        let pid = fs::read_to_string(self.folder.join("pid")).unwrap();
+        Pid::from_raw(pid.trim().parse().unwrap())
+    }
+
+    /// Kills its daemon, with the signal that nothing can be done about.
+    pub fn kill(&self) {
+        kill(self.daemon(), Signal::SIGKILL).unwrap();
+    }
+
+    /// The same; and starts it once more, on what it had. Returns once it answers.
+    pub fn kill_and_restart(&self) {
+        fs::write(self.folder.join("again"), "").unwrap();
+        self.kill();
+        let deadline = Instant::now() + PATIENCE;
+        // It is taken away once the death is noticed.
+        while self.folder.join("again").exists() {
+            assert!(Instant::now() < deadline, "dockerd does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.until_it_answers();
+    }
+
+    /// The cgroups of its containers.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let own = self.folder.file_name().unwrap();
+        let below = |folder: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            entries.filter(|path| path.is_dir() && !path.is_symlink()).collect()
+        };
+        let mut pending = vec![PathBuf::from("/sys/fs/cgroup")];
+        let mut found = Vec::new();
+        while let Some(folder) = pending.pop() {
+            if folder.parent().and_then(Path::file_name) == Some(own) {
+                found.push(folder.clone());
+            }
+            pending.extend(below(&folder));
+        }
+        found
+    }
+
+    /// The processes of its containers, by name. One that runc has not made a container's yet is called `runc:[2:INIT]`.
+    pub fn processes(&self) -> Vec<String> {
+        let lists =
+            self.cgroups().into_iter().filter_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).ok());
+        // Each hierarchy lists them.
+        let pids: BTreeSet<String> =
+            lists.flat_map(|list| list.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        let names = pids.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    /// The processes that hold its containers.
+    pub fn shims(&self) -> usize {
+        let own = self.folder.to_str().unwrap();
+        let read = |process: &Path, name: &str| fs::read(process.join(name)).unwrap_or_default();
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let shims = processes.filter(|process| read(process, "comm").starts_with(b"containerd-shim"));
+        shims.filter(|shim| String::from_utf8_lossy(&read(shim, "cmdline")).contains(own)).count()
     }
 
     /// Where it listens.

@@ -11,15 +11,10 @@ use nsbox::event::Event;
 use serde_json::json;
 
 use crate::harness::{cgroups_of, children, until};
-use crate::{Desk, THREE, is_absent, json_of, text, verdict};
+use crate::{Desk, THREE, is_absent, json_of, recorded, text, verdict};
 
 fn start(desk: &Desk, args: &[&str]) -> Child {
     desk.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-/// How many whole records there are.
-fn recorded(desk: &Desk) -> usize {
-    fs::read(desk.path("results.jsonl")).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! `nsbox loop` with real runs: order, records, tables, what is shown, and interruptions of every kind.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../harness/engine.rs"]
+mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod engines;
 mod interrupted;
 mod shown;
 mod table;
@@ -83,6 +86,11 @@ impl Desk {
         }
         records
     }
+}
+
+/// How many whole records there are.
+fn recorded(desk: &Desk) -> usize {
+    fs::read(desk.path("results.jsonl")).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
 }
 
 fn verdict(record: &Record) -> String {
@@ -177,6 +185,9 @@ fn strategy_that_goes_away_is_its_iterations_matter() {
     assert_eq!(records.values().map(verdict).collect::<Vec<_>>(), ["ok", "unavailable", "ok"]);
     let message = &records[&1].outcome.message;
     assert!(message.contains("strategies/b.py") && message.contains("No such file"), "{message}");
+    fs::write(desk.path("strategies/b.py"), "pass").unwrap();
+    desk.status(&["--no-check", "--results", "results.jsonl", "--resume"], 0);
+    assert_eq!(desk.records().values().map(verdict).collect::<Vec<_>>(), ["ok", "ok", "ok"], "nothing had run for it");
 }
 
 #[test]

@@ -3,9 +3,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use nsbox::event::{Event, EventType};
-use nsbox::outcome::{Backend, Ended, Value, Verdict};
+use nsbox::outcome::{Backend, Ended, Outcome, Value, Verdict};
 use nsbox::sandbox::Script;
 use serde_json::{Value as Json, json};
 
@@ -170,6 +173,86 @@ fn engine_that_stops_is_fallen_back_from_and_taken_again() {
     let _engine = start();
     expect(&run(&strict, "pass"), Verdict::Ok, Backend::Docker);
     assert!(run(&router, "pass").attempts[0].why.starts_with("not tried: "), "its pause is not over");
+}
+
+/// How many threads share a router.
+const THREADS: usize = 16;
+
+#[test]
+fn threads_share_a_router_while_the_engine_dies_and_comes_back() {
+    let test = "docker::threads_share_a_router_while_the_engine_dies_and_comes_back";
+    let place = tempfile::tempdir().unwrap();
+    let socket = place.path().join("socket").display().to_string();
+    if !is_alone() && Engine::shared().is_none_or(|engine| !engine.has_base()) {
+        return;
+    }
+    if !alone_with(&[("DOCKER_HOST", &format!("unix://{socket}"))], test) {
+        return;
+    }
+    let engine = Engine::start();
+    assert!(engine.has_base());
+    symlink(engine.socket(), std::env::var("DOCKER_HOST").unwrap().strip_prefix("unix://").unwrap()).unwrap();
+    let desk = Desk::new();
+    let breaker = nsbox::router::Breaker { failures: 3, pause: Duration::from_millis(200) };
+    let keys = [&DOCKER[..], &[("fallback", "namespace"), ("limits.setup_timeout", "60s")]].concat();
+    let router = desk.router(&keys).jobs(THREADS).breaker(breaker);
+    let (done, ended) = (AtomicBool::new(false), AtomicU64::new(0));
+    let outcomes: Vec<Outcome> = thread::scope(|scope| {
+        let work = || {
+            let mut outcomes = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                outcomes.push(run(&router, "metrics = {'a': 1}"));
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+            outcomes
+        };
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+        for _ in 0..2 {
+            let before = ended.load(Ordering::Relaxed);
+            until("runs end", || ended.load(Ordering::Relaxed) >= before + THREADS as u64);
+            engine.kill_and_restart();
+        }
+        let served = || router.statistics().report(&Default::default()).backends.get("docker").copied().unwrap_or(0);
+        let before = served();
+        until("the engine serves again", || served() > before);
+        let before = ended.load(Ordering::Relaxed);
+        until("runs end", || ended.load(Ordering::Relaxed) >= before + 2 * THREADS as u64);
+        done.store(true, Ordering::Relaxed);
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut counts = [0_u64; 3];
+    for outcome in &outcomes {
+        let attempts: Vec<_> = outcome.attempts.iter().map(|attempt| (attempt.backend, attempt.verdict)).collect();
+        let kind = match (outcome.verdict, outcome.backend) {
+            (Verdict::Ok, Some(Backend::Docker)) => 0,
+            (Verdict::Ok, Some(Backend::Namespace)) => 1,
+            // It may have run, so it is not run again.
+            (Verdict::Lost, Some(Backend::Docker)) => 2,
+            _ => panic!("{outcome:#?}"),
+        };
+        let expected = if kind == 1 { vec![(Backend::Docker, Verdict::Unavailable)] } else { vec![] };
+        assert_eq!(attempts, expected, "{outcome:#?}");
+        counts[kind] += 1;
+    }
+    println!("{counts:?} ran in Docker, fell back, were lost");
+    let (docker, fell_back, lost) = (counts[0], counts[1], counts[2]);
+    assert!(docker > 0 && fell_back > 0, "{counts:?}");
+    let report = router.statistics().report(&Default::default());
+    assert_eq!((report.runs, report.fallbacks), (outcomes.len() as u64, fell_back));
+    assert_eq!(report.verdicts.get("lost").copied().unwrap_or(0), lost);
+    // Each run is closed once, and none is made up.
+    let mut closed: Vec<String> = desk
+        .events()
+        .into_iter()
+        .filter(|event| event.event_type.closes_run() && event.facts.contains_key("timings"))
+        .filter_map(|event| event.id)
+        .collect();
+    closed.sort();
+    let mut ids: Vec<String> = outcomes.iter().map(|outcome| outcome.id.clone()).collect();
+    ids.sort();
+    assert_eq!(closed, ids);
+    expect(&run(&desk.router(&DOCKER), "pass"), Verdict::Ok, Backend::Docker);
+    assert!(engine.docker(["ps", "--all", "--quiet"]).output().unwrap().stdout.is_empty(), "a container is left");
 }
 
 /// `nsbox loop` over five strategies, of which some hang in a container.

@@ -7,6 +7,8 @@
 mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/strategies.rs"]
+mod strategies;
 
 mod direct;
 mod docker;

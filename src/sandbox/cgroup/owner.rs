@@ -36,14 +36,24 @@ impl Owner {
 
     /// Whether `name` is that of a run whose owner, in this pid namespace, is dead.
     pub(crate) fn is_stale(&self, name: &str) -> bool {
-        let mut fields = name.strip_prefix(PREFIX).unwrap_or_default().split('-').map(str::parse::<u64>);
-        let (Some(Ok(namespace)), Some(Ok(pid)), Some(Ok(start))) = (fields.next(), fields.next(), fields.next())
-        else {
-            return false;
-        };
+        let Some([namespace, pid, start, _]) = numbers(name) else { return false };
         let Ok(pid) = u32::try_from(pid) else { return false };
         namespace == self.pid_namespace && started(pid) != Some(start)
     }
+
+    /// Whether `name` is that of a run of this process, whose thread is gone.
+    pub(crate) fn has_left(&self, name: &str) -> bool {
+        let Some([namespace, pid, start, thread]) = numbers(name) else { return false };
+        (namespace, pid, start) == (self.pid_namespace, self.pid.into(), self.started)
+            && !fs::exists(format!("/proc/self/task/{thread}")).unwrap_or(true)
+    }
+}
+
+/// Pid namespace, pid, start and thread in a name of ours.
+fn numbers(name: &str) -> Option<[u64; 4]> {
+    let mut fields = name.strip_prefix(PREFIX)?.split('-').map(str::parse::<u64>);
+    let mut next = || fields.next()?.ok();
+    Some([next()?, next()?, next()?, next()?])
 }
 
 /// When `pid` started, in clock ticks since boot: the 22nd field of proc_pid_stat(5).
@@ -66,5 +76,19 @@ mod tests {
         assert!(!owner.is_stale(&elsewhere.next_name()), "another pid namespace's processes cannot be seen");
         assert!(!owner.is_stale("nsbox-"), "not a name of a run");
         assert!(!owner.is_stale("somebody-1-2-3"), "not one of ours");
+    }
+
+    #[test]
+    fn run_of_this_process_is_left_once_its_thread_is_gone() {
+        let owner = Owner::current().unwrap();
+        assert!(!owner.has_left(&owner.next_name()), "this thread's");
+        let name = std::thread::scope(|scope| scope.spawn(|| owner.next_name()).join().unwrap());
+        // The kernel may not be done with a thread that was joined.
+        while !owner.has_left(&name) {
+            std::thread::yield_now();
+        }
+        assert!(!owner.is_stale(&name));
+        let other = Owner { pid: owner.pid + 1, ..owner.clone() };
+        assert!(!other.has_left(&name) && !owner.has_left("nsbox-"));
     }
 }

@@ -1,4 +1,4 @@
-"""Raw system calls, each in a forked child: `kernel.py NAMES|all main|thread|exec` prints {name: how it went}.
+"""Raw system calls, each in a forked child: `kernel.py NAMES main|thread|exec` prints {name: how it went}.
 
 How it went: "ok" and the call did its work, the name of the errno, or the signal that killed the child.
 """
