@@ -42,6 +42,8 @@ PIECE = 65536
 LATENESS = 2.0
 # How long it may then take to read what is handed over, before nobody is thought to read any more. It allows itself less.
 HAND_OVER = 15.0
+# How long the request may take to come, which is sent as soon as this process is started.
+UNHEARD = 20.0
 CGROUP = "/sys/fs/cgroup"
 STATUS = ("Uid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
@@ -435,7 +437,11 @@ def main():
     # What the script can send must not interrupt this process; it inherits neither.
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     posix.umask(0o022)
+    # An engine that is killed while it starts this forgets it, and its streams never end.
+    _signal.signal(_signal.SIGALRM, lambda *_: posix._exit(1))
+    _signal.setitimer(_signal.ITIMER_REAL, UNHEARD)
     nonce, request = receive()
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
     held = layers()
     set_affinity(float(request["cpus"][0]), nonce)
     given, out, err, start, go = (posix.pipe() for _ in range(5))
