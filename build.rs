@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compile_init(&out.join("nsbox-init"))?;
     compile_module(&out.join("nsbox-module.so"))?;
     convert_policy(&out.join("policy.json"))?;
+    pack_relocations();
     println!("cargo::rustc-env=GUEST_DIGEST={:016x}", guest_digest()?);
     Ok(())
 }
@@ -37,6 +38,18 @@ fn compile_init(output: &Path) -> Result<(), Box<dyn Error>> {
     let small = "link-arg=-Wl,--build-id=none,-z,norelro,-z,noseparate-code";
     let arguments = ["relocation-model=static", "link-arg=-static", small];
     compile("src/sys/init/main.rs", "nsbox_init", "bin", &arguments, output)
+}
+
+/// Has the command's relocations packed, half a megabyte less to read at each start. The loader of glibc knows that form
+/// since 2.36, and a binary wants no older one than it was built with.
+fn pack_relocations() {
+    let said = Command::new("getconf").arg("GNU_LIBC_VERSION").output().map(|output| output.stdout).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let version = said.trim().strip_prefix("glibc ").and_then(|version| version.split_once('.'));
+    let version = version.and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
+    if version.is_some_and(|version| version >= (2, 36)) && env::var("HOST") == env::var("TARGET") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
 }
 
 /// The zygote's extension module; the interpreter's symbols are found when it is loaded.
