@@ -149,12 +149,11 @@ impl State {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::Config;
 
     const BREAKER: Breaker = Breaker { failures: 2, pause: Duration::from_secs(3600) };
 
     fn made(route: &Route) -> Arc<Ready> {
-        route.take(BREAKER, || Ok(Ready::Once(Box::new(Config::default())))).0.unwrap()
+        route.take(BREAKER, || Ok(Ready::Once(Box::default()))).0.unwrap()
     }
 
     #[test]
@@ -191,7 +190,7 @@ mod tests {
         let route = Route::new(Backend::Docker, false, false);
         let fail = || route.take(breaker, || Err("why".to_owned())).1;
         assert_eq!([fail(), fail(), fail()], [None, Some(Change::Opened(2)), Some(Change::Opened(3))]);
-        let (ready, change) = route.take(breaker, || Ok(Ready::Once(Box::new(Config::default()))));
+        let (ready, change) = route.take(breaker, || Ok(Ready::Once(Box::default())));
         assert!(ready.is_ok() && change == Some(Change::Closed));
     }
 }
