@@ -36,10 +36,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("pass.py");
     fs::write(&script, format!("{code}\n"))?;
+    // As an installation does: a file that a linker has just mapped and written lies in small pieces in the page cache.
+    let command = folder.path().join("nsbox");
+    fs::copy(env!("CARGO_BIN_EXE_nsbox"), &command)?;
     let image = env::var("IMAGE").ok();
     let mut cases = match &image {
-        Some(image) => in_image(image, &code)?,
-        None => on_host(&code),
+        Some(image) => in_image(&command, image, &code)?,
+        None => on_host(&command, &code),
     };
     cases[1].1.arg(&script).current_dir(folder.path());
     let targets = if image.is_some() { IMAGE_TARGETS } else { TARGETS };
@@ -51,11 +54,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The host's interpreter; the bare case first, nsbox second.
-fn on_host(code: &str) -> Vec<(&'static str, Command)> {
+fn on_host(command: &Path, code: &str) -> Vec<(&'static str, Command)> {
     let python = env::var("PYTHON").unwrap_or_else(|_| "/usr/bin/python3".to_owned());
     let mut bare = Command::new(&python);
     bare.args(["-I", "-c", code]);
-    let mut nsbox = Command::new(env!("CARGO_BIN_EXE_nsbox"));
+    let mut nsbox = Command::new(command);
     nsbox.args(["run", "--python", &python]);
     let mut cases = vec![("bare", bare), ("nsbox", nsbox)];
     if Path::new("/usr/bin/bwrap").exists() {
@@ -67,13 +70,13 @@ fn on_host(code: &str) -> Vec<(&'static str, Command)> {
 }
 
 /// An image's interpreter, in the same order.
-fn in_image(image: &str, code: &str) -> Result<Vec<(&'static str, Command)>, Box<dyn Error>> {
+fn in_image(command: &Path, image: &str, code: &str) -> Result<Vec<(&'static str, Command)>, Box<dyn Error>> {
     let held = nsbox::image::Store::open()?.find(image)?;
     let mut bare = Command::new("chroot");
     bare.arg(held.rootfs).args(["/usr/bin/python3", "-I", "-c", code]);
     bare.env_clear().envs(THREADS.map(|name| (name, "1")));
     bare.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    let mut nsbox = Command::new(env!("CARGO_BIN_EXE_nsbox"));
+    let mut nsbox = Command::new(command);
     nsbox.args(["run", "--cpus", "1", "--image", image]);
     Ok(vec![("bare", bare), ("nsbox", nsbox)])
 }
