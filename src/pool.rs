@@ -15,7 +15,7 @@ mod submit;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use builder::{Builder, Drained};
@@ -30,7 +30,7 @@ use crate::sandbox::{self, Cancel, Sandbox, Script, Watch};
 /// How often a run that waits looks whether it was cancelled.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Slots that may die under a run's hands, before it is said that none can be had.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 10;
 
 /// Why there is no pool.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,7 @@ pub struct Counts {
     pub forked: u64,
     /// Zygotes started.
     pub zygotes: u64,
-    /// Zygotes that died by themselves.
+    /// Zygotes that died by themselves, or did not start where one had died.
     pub crashes: u64,
 }
 
@@ -240,7 +240,10 @@ impl Shared {
                 Ok(taken) => taken,
                 Err(refused) => return *refused,
             };
-            let Some(slot) = taken.slot.as_mut() else { break };
+            let Some(slot) = taken.slot.as_mut() else {
+                thread::sleep(LOOK_EVERY);
+                continue;
+            };
             let got = Instant::now();
             // Nothing of the script has run where its slot was dead already.
             if slot.ask(&task).is_err() {
@@ -327,7 +330,7 @@ impl Shared {
         }
     }
 
-    /// A slot made to order, at this moment.
+    /// A slot made to order, at this moment; none where the zygote has died meanwhile.
     fn fork(&self, order: Order, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
         let deadline = Instant::now() + self.settings.patience;
         let mut state = self.lock();
@@ -370,6 +373,8 @@ impl Shared {
                 taken.slot = Some(slot);
                 Ok(taken)
             }
+            // The keeper will hear of it soon, and there will be another.
+            Err(_) if zygote.is_dead() => Ok(taken),
             Err(error) => Err(self.unavailable(&sandbox::chain(&error))),
         }
     }

@@ -135,8 +135,8 @@ fn copy_open(source: &Path, target: &Path) -> io::Result<()> {
 pub(super) struct Staging {
     folder: Folder,
     left: u64,
-    /// The file that pieces belong to.
-    current: Option<File>,
+    /// The file that pieces belong to, and how many bytes of it are to come.
+    current: Option<(File, u64)>,
 }
 
 impl Staging {
@@ -160,7 +160,7 @@ impl Staging {
                 let file = OpenOptions::new().write(true).create_new(true).open(place)?;
                 if let Some(left) = self.left.checked_sub(size) {
                     self.left = left;
-                    self.current = Some(file);
+                    self.current = Some((file, size));
                     Ok(())
                 } else {
                     file.set_len(size)
@@ -170,13 +170,36 @@ impl Staging {
         }
     }
 
-    /// Adds to the artifact that was begun.
+    /// Adds to the artifact that was begun, no more than its size: the limit holds whatever the container sends.
     pub(super) fn add(&mut self, piece: &[u8]) -> io::Result<()> {
-        self.current.as_mut().map_or(Ok(()), |file| file.write_all(piece))
+        let Some((file, left)) = &mut self.current else { return Ok(()) };
+        *left = left.checked_sub(piece.len() as u64).ok_or_else(|| io::Error::other("an artifact is over its size"))?;
+        file.write_all(piece)
     }
 
     /// The tree, to be collected while this lives.
     pub(super) fn open(&self) -> io::Result<OwnedFd> {
         Ok(File::open(&self.folder.path)?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn artifact_longer_than_it_said_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder { path: place.path().join("output") };
+        fs::create_dir(&folder.path).unwrap();
+        let mut staging = Staging { folder, left: 8, current: None };
+        staging.begin(b'f', 4, b"a").unwrap();
+        staging.add(b"abc").unwrap();
+        staging.add(b"de").unwrap_err();
+        assert_eq!(fs::read(staging.folder.path.join("a")).unwrap(), b"abc");
+        staging.begin(b'f', 5, b"over the limit").unwrap();
+        staging.add(b"abcde").unwrap();
+        assert_eq!(fs::read(staging.folder.path.join("over the limit")).unwrap(), [0; 5]);
+        staging.begin(b'f', 1, b"../out").unwrap_err();
     }
 }

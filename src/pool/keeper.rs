@@ -17,6 +17,8 @@ use crate::sandbox::{self, zygote::Zygote};
 
 /// Zygotes that may fail one after the other before the pool gives up.
 const MOST_FAILURES: u32 = 3;
+/// How long a machine is left alone that refused one.
+const PAUSE: Duration = Duration::from_millis(100);
 /// A zygote that lives so long is none of them.
 const GOOD_AGE: Duration = Duration::from_secs(10);
 
@@ -125,10 +127,15 @@ impl Shared {
             state = self.lock();
             match hatched {
                 Ok(thread) => threads.push(thread),
-                Err(error) if died => {
+                Err(error) if died && failures >= MOST_FAILURES => {
                     state.broken = Some(sandbox::chain(&error));
                     self.ready.notify_all();
                     break;
+                }
+                // It may have been killed on its way, or have met a machine that was full.
+                Err(_) if died => {
+                    state.counts.crashes += 1;
+                    (state, _) = self.succession.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner);
                 }
                 // The old one goes on for as many slots again.
                 Err(_) => state.zygote.iter_mut().for_each(|current| current.made = 0),

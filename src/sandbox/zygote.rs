@@ -163,6 +163,12 @@ impl Zygote {
         &self.nest.init.pidfd
     }
 
+    /// Whether it is dead, and all its slots with it.
+    pub(crate) fn is_dead(&self) -> bool {
+        let mut end = [PollFd::new(self.end().as_fd(), PollFlags::POLLIN)];
+        poll(&mut end, Some(Instant::now())).is_ok() && ready(&end[0])
+    }
+
     /// A network namespace that no process is in, if there is one.
     pub(super) fn take_network(&self) -> Option<OwnedFd> {
         self.networks.lock().unwrap_or_else(PoisonError::into_inner).pop()

@@ -164,10 +164,20 @@ fn runs_that_wait_outlive_a_zygote() {
     let pool = builder(&[]).slots(2).build().unwrap();
     let handles: Vec<_> =
         (0..60).map(|i| pool.submit(format!("import time; time.sleep(0.02)\nresult = {i}"))).collect();
-    for _ in 0..2 {
+    // The second one perhaps on its way still: then it is the start that fails, and is tried again.
+    let mut killed = Vec::new();
+    for crashes in 1..=2 {
         std::thread::sleep(patiently(Duration::from_millis(200)));
-        let zygote = children(std::process::id()).into_iter().find(|pid| comm(*pid) == "nsbox-init");
-        zygote.into_iter().for_each(|pid| kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap());
+        let mut next = None;
+        until("there is a zygote", || {
+            next = children(std::process::id())
+                .into_iter()
+                .find(|pid| comm(*pid) == "nsbox-init" && !killed.contains(pid));
+            next.is_some()
+        });
+        kill(Pid::from_raw(next.unwrap().cast_signed()), Signal::SIGKILL).unwrap();
+        killed.extend(next);
+        until("its death is known", || pool.counts().crashes == crashes);
     }
     let outcomes: Vec<_> = handles.into_iter().map(nsbox::pool::Handle::wait).collect();
     for (i, outcome) in outcomes.iter().enumerate() {
@@ -176,9 +186,9 @@ fn runs_that_wait_outlive_a_zygote() {
             verdict => assert_eq!(verdict, Verdict::Lost, "{outcome:#?}"),
         }
     }
-    // As many as run at once, each time.
+    // Each time those that ran, and as many that were given a slot which was dying already.
     let lost = outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Lost).count();
-    assert!(lost <= 4, "{lost}");
+    assert!(lost <= 8, "{lost}");
     assert_eq!(pool.counts().crashes, 2, "{:?}", pool.counts());
 }
 

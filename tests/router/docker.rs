@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -128,25 +129,26 @@ fn several_backends_are_tried_in_their_order() {
     assert_eq!((report.runs, report.fallbacks, report.backends["ast-only"]), (2, 2, 2));
 }
 
+/// Where the engine is said to be, for a test that runs alone in a process of its own; whether it is there, is for it to say.
+fn socket_of(test: &str) -> Option<String> {
+    let place = tempfile::tempdir().unwrap();
+    let host = format!("unix://{}", place.path().join("socket").display());
+    if !is_alone() && Engine::shared().is_none_or(|engine| !engine.has_base()) {
+        return None;
+    }
+    alone_with(&[("DOCKER_HOST", &host)], test)
+        .then(|| std::env::var("DOCKER_HOST").unwrap().strip_prefix("unix://").unwrap().to_owned())
+}
+
 #[test]
 fn engine_that_stops_is_fallen_back_from_and_taken_again() {
-    // Where the engine is said to be; whether it is there, is for this test to say.
     let test = "docker::engine_that_stops_is_fallen_back_from_and_taken_again";
-    let place = tempfile::tempdir().unwrap();
-    let socket = place.path().join("socket").display().to_string();
-    if !is_alone() && Engine::shared().is_none_or(|engine| !engine.has_base()) {
-        return;
-    }
-    if !alone_with(&[("DOCKER_HOST", &format!("unix://{socket}"))], test) {
-        return;
-    }
-    let socket = std::env::var("DOCKER_HOST").unwrap();
-    let socket = socket.strip_prefix("unix://").unwrap();
+    let Some(socket) = socket_of(test) else { return };
     let start = || -> Arc<Engine> {
-        fs::remove_file(socket).ok();
+        fs::remove_file(&socket).ok();
         let engine = Engine::shared().unwrap();
         assert!(engine.has_base());
-        symlink(engine.socket(), socket).unwrap();
+        symlink(engine.socket(), &socket).unwrap();
         engine
     };
     let engine = start();
@@ -181,17 +183,10 @@ const THREADS: usize = 16;
 #[test]
 fn threads_share_a_router_while_the_engine_dies_and_comes_back() {
     let test = "docker::threads_share_a_router_while_the_engine_dies_and_comes_back";
-    let place = tempfile::tempdir().unwrap();
-    let socket = place.path().join("socket").display().to_string();
-    if !is_alone() && Engine::shared().is_none_or(|engine| !engine.has_base()) {
-        return;
-    }
-    if !alone_with(&[("DOCKER_HOST", &format!("unix://{socket}"))], test) {
-        return;
-    }
+    let Some(socket) = socket_of(test) else { return };
     let engine = Engine::start();
     assert!(engine.has_base());
-    symlink(engine.socket(), std::env::var("DOCKER_HOST").unwrap().strip_prefix("unix://").unwrap()).unwrap();
+    symlink(engine.socket(), socket).unwrap();
     let desk = Desk::new();
     let breaker = nsbox::router::Breaker { failures: 3, pause: Duration::from_millis(200) };
     let keys = [&DOCKER[..], &[("fallback", "namespace"), ("limits.setup_timeout", "60s")]].concat();
@@ -255,8 +250,8 @@ fn threads_share_a_router_while_the_engine_dies_and_comes_back() {
     assert!(engine.docker(["ps", "--all", "--quiet"]).output().unwrap().stdout.is_empty(), "a container is left");
 }
 
-/// `nsbox loop` over five strategies, of which some hang in a container.
-fn looped(desk: &Desk, socket: &str, hang: &[usize], args: &[&str]) -> (Json, Vec<Json>) {
+/// `nsbox loop` over five strategies, of which some hang in a container: its process, report and records.
+fn looped(desk: &Desk, socket: &str, hang: &[usize], args: &[&str]) -> (u32, Json, Vec<Json>) {
     fs::create_dir(desk.path("strategies")).unwrap();
     for i in 0..5 {
         let source = if hang.contains(&i) { HANGS_IN_DOCKER.to_owned() } else { format!("metrics = {{'a': {i}}}") };
@@ -267,12 +262,14 @@ fn looped(desk: &Desk, socket: &str, hang: &[usize], args: &[&str]) -> (Json, Ve
     let mut command = nsbox(["loop", "--config", "nsbox.yaml", "--no-check", "--results", "results.jsonl", "--json"]);
     command.args(args).arg("strategies").current_dir(desk.folder.path());
     command.env("NSBOX_EVENT_LOG", desk.path("events.log")).env("DOCKER_HOST", format!("unix://{socket}"));
-    let output = command.output().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let process = child.id();
+    let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let records = fs::read_to_string(desk.path("results.jsonl")).unwrap();
     let mut records: Vec<Json> = records.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     records.sort_by_key(|record| record["iteration"].as_u64());
-    (serde_json::from_slice(&output.stdout).unwrap(), records)
+    (process, serde_json::from_slice(&output.stdout).unwrap(), records)
 }
 
 fn engine() -> Option<(Arc<Engine>, String)> {
@@ -285,13 +282,15 @@ fn engine() -> Option<(Arc<Engine>, String)> {
 fn five_iterations_in_docker() {
     let Some((engine, socket)) = engine() else { return };
     let desk = Desk::new();
-    let (report, records) = looped(&desk, &socket, &[], &["--backend", "docker", "--jobs", "2"]);
+    let (process, report, records) = looped(&desk, &socket, &[], &["--backend", "docker", "--jobs", "2"]);
     assert_eq!((&report["backends"], &report["fallback_rate"]), (&json!({"docker": 5}), &json!(0.0)));
     for (i, record) in records.iter().enumerate() {
         assert_eq!(record["outcome"]["metrics"], json!({"a": i}));
     }
-    // Other tests have containers of their own there for a while.
-    until("no container is left", || engine.docker(["ps", "--all", "--quiet"]).output().unwrap().stdout.is_empty());
+    // Other tests have containers of their own there.
+    let filter = format!("label=nsbox.supervisor.pid={process}");
+    let output = engine.docker(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "a container is left: {output:?}");
 }
 
 #[test]
@@ -299,7 +298,7 @@ fn five_iterations_of_which_two_are_forced_to_fall_back() {
     let Some((_engine, socket)) = engine() else { return };
     let desk = Desk::new();
     let args = ["--backend", "docker", "--fallback", "namespace", "--timeout", "3s", "--jobs", "1"];
-    let (report, records) = looped(&desk, &socket, &[2, 4], &args);
+    let (_, report, records) = looped(&desk, &socket, &[2, 4], &args);
     assert_eq!((&report["runs"], &report["fallbacks"]), (&json!(5), &json!(2)));
     assert_eq!(report["backends"], json!({"docker": 3, "namespace": 2}));
     assert_eq!(report["alerts"][0]["alert"], "fallback_rate");
