@@ -229,10 +229,7 @@ fn crowded(pool: &Pool, workers: &[Worker; 2], rounds: usize) -> Result<()> {
             round = Round::default();
         }
         for (side, source) in [S0, S1].into_iter().enumerate() {
-            while pool.ready() < 4 {
-                sleep(Duration::from_millis(1));
-            }
-            sleep(Duration::from_millis(3));
+            settle(pool);
             let both = |one: &(dyn Fn(usize) -> std::result::Result<(), String> + Sync)| {
                 let start = Barrier::new(2);
                 let timed = |n| {
@@ -248,8 +245,10 @@ fn crowded(pool: &Pool, workers: &[Worker; 2], rounds: usize) -> Result<()> {
             };
             round.pool[side].0.extend(both(&|_| run(pool, source).map_err(|error| error.to_string()))?);
             let ask = |n: usize| workers[n].ask("R", source).map(drop).map_err(|error| error.to_string());
+            settle(pool);
             round.worker[side].0.extend(both(&ask)?);
         }
+        settle(pool);
         round.fork.0.push(workers[0].number("F", "")? * 1e6);
     }
     print_times("two at a time", &round);
@@ -296,18 +295,24 @@ fn docker(config: Config, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// Each side in turns. The pool is full before each burst, for what is timed is a run, not a queue.
+/// Waits until the pool has all its slots, warmed up, and has done so for a moment.
+fn settle(pool: &Pool) {
+    while pool.warmed() < 4 {
+        sleep(Duration::from_millis(1));
+    }
+    sleep(Duration::from_millis(3));
+}
+
+/// Each side in turns. The pool is full before each, for what is timed is a run, not a queue.
 fn latencies(pool: &Pool, worker: &Worker, rounds: usize, idle: bool) -> Result<Round> {
     let mut round = Round::default();
     for i in 0..rounds + 4 {
         if i == 4 {
             round = Round::default();
         }
-        while pool.ready() < 4 {
-            sleep(Duration::from_millis(1));
-        }
-        sleep(Duration::from_millis(3));
+        // Neither side pays for what the other's last run has left to do.
         let nap = |n: u64| {
+            settle(pool);
             if idle {
                 sleep(Duration::from_millis(20 + (i as u64 * 37 + n * 23) % 80))
             }
@@ -385,30 +390,24 @@ impl Drop for CpuMeter {
 
 /// CPU time of one run, with the making and ending of its slot.
 fn cpu_of(meter: &CpuMeter, pool: &Pool, source: &str, runs: u32) -> Result<f64> {
-    let settle = || {
-        while pool.ready() < 4 {
-            sleep(Duration::from_millis(1));
-        }
+    let settled = || {
+        settle(pool);
         sleep(Duration::from_millis(50));
     };
-    settle();
+    settled();
     let before = meter.read()?;
     for _ in 0..runs {
-        while pool.ready() < 2 {
-            sleep(Duration::from_millis(1));
-        }
+        settle(pool);
         run(pool, source)?;
     }
-    settle();
+    settled();
     Ok((meter.read()? - before) / f64::from(runs))
 }
 
 /// Memory that a slot takes which waits: what it shares with nobody, as a share of the zygote's.
 #[expect(clippy::cast_precision_loss)]
 fn pss(pool: &Pool, kind: &str, first_step: &str, target: &str) -> Result<()> {
-    while pool.ready() < 4 {
-        sleep(Duration::from_millis(1));
-    }
+    settle(pool);
     let sum = |pid: u32, keys: &[&str]| -> Result<f64> {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let lines = rollup.lines().filter(|line| keys.iter().any(|key| line.starts_with(key)));

@@ -157,8 +157,15 @@ impl State {
     /// A slot that is ready, of a zygote that has a successor; one at a time, while the others serve.
     fn outdated(&mut self) -> Option<Slot> {
         let current = Arc::clone(&self.zygote.as_ref()?.zygote);
-        let is_old = self.making == 0 && self.slots.front().is_some_and(|slot| !slot.is_of(&current));
-        if is_old { self.slots.pop_front() } else { None }
+        let old = self.slots.iter().position(|slot| !slot.is_of(&current)).filter(|_| self.making == 0)?;
+        self.slots.remove(old)
+    }
+
+    /// A slot that is to be warmed up, now that there are as many as there should be; one at a time. Before, and while runs
+    /// wait, it would take longer than it saves.
+    fn coldest(&mut self) -> Option<Slot> {
+        let cold = self.slots.iter().position(|slot| !slot.is_warm()).filter(|_| self.making == 0)?;
+        self.slots.remove(cold)
     }
 }
 
@@ -210,6 +217,13 @@ impl Pool {
     #[must_use]
     pub fn ready(&self) -> usize {
         self.shared.lock().slots.len()
+    }
+
+    /// How many of these have run the warm-up script, or have none to run. It takes as long as a run, so a slot does it once
+    /// all the others are there.
+    #[must_use]
+    pub fn warmed(&self) -> usize {
+        self.shared.lock().slots.iter().filter(|slot| slot.is_warm()).count()
     }
 
     /// Runs one script to its end, watched.

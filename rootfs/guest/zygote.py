@@ -4,16 +4,16 @@ Loaded by runner.py, whose functions it uses; the further keys of the command li
 
     zygote=FD        the supervisor's socket: a word of this file's, then the programs of slots
     preload=MODULE   a module to import (repeated)
-    warm_up=FD       a script to run once here, so that what it imports and caches is there, and once in each slot, so
-                     that the pages it touches are the slot's own before the request comes
+    warm_up=FD       a script to run once here, so that what it imports and caches is there, and once in a fork, to see
+                     which pages strategies touch: a slot that warms up has these copied before its request comes
 
 It runs no code of a script's. A slot is a fork of it that has been put behind the wall by the supervisor's program (see
 `src/sys/init/module.rs`), and serves one request:
 
     3: a SOCK_SEQPACKET socket to the supervisor, 4: a memfd for a result document that no message holds
 
-    supervisor  b"w" or b"p"    warm up, or be ready as you are
     slot        b"r"            ready
+    supervisor  b"w"            warm up (at most once), then be ready again
     supervisor  the request, in messages of at most MESSAGE bytes: 16 bytes of nonce, then texts, each with its length in
                 four bytes before it: b"a" (answer) or b"x" (exit), the source, `__file__`, the number of arguments, the
                 arguments, the names of inputs
@@ -33,6 +33,8 @@ MESSAGE = 16384
 # The longest document that goes into an answer; the same number is in src/sandbox/slot.rs.
 INLINE = 65536
 NAME = "/work/warm_up.py"
+PAGE = 4096
+POPULATE_READ, POPULATE_WRITE = 22, 23
 # Bytes of a huge page.
 HUGE = 1 << 21
 
@@ -41,6 +43,8 @@ def main(runner, single, repeated):
     """Prepares, says so, and serves until the supervisor is gone."""
     control = int(single["zygote"])
     native = load_native(runner)
+    native.gather()
+    idle, hooked = keep_idle_hooks()
     runner.prepare_interpreter("/work", single, repeated)
     hooks = runner.hook_imports(None)
     runner.load("collect")
@@ -50,7 +54,8 @@ def main(runner, single, repeated):
         except BaseException as error:
             refuse(control, f"import {module}", error)
     forget(b"JE_ARROW_MALLOC_CONF")
-    script = None
+    hook_forks(hooked)
+    hot = b""
     if "warm_up" in single:
         script = runner.read_all(int(single["warm_up"]))
         posix.close(int(single["warm_up"]))
@@ -64,6 +69,8 @@ def main(runner, single, repeated):
     gc.collect()
     gc.freeze()
     collapse(native)
+    if "warm_up" in single:
+        hot = rehearse(runner, hooks, native, script, seed)
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     posix.write(control, b"ready")
@@ -77,9 +84,43 @@ def main(runner, single, repeated):
             continue
         if pid == 0:
             native.enter()
-            serve(runner, hooks, script, seed, limit)
+            take_idle_hooks(idle)
+            serve(runner, hooks, native, hot, seed, limit)
         native.forked(pid)
     posix._exit(0)
+
+
+def keep_idle_hooks():
+    """From here on, functions that the standard library registers for forks are kept, where they only renew locks that
+    nobody can hold in a process of one thread: a fork that calls them copies 200 pages more. What registers is returned too."""
+    idle, register = [], posix.register_at_fork
+
+    def register_at_fork(**functions):
+        modules = {getattr(function, "__module__", None) for function in functions.values()}
+        if modules <= {"threading", "logging"}:
+            idle.append(functions)
+        else:
+            register(**functions)
+
+    hook_forks(register_at_fork)
+    return idle, register
+
+
+def hook_forks(register):
+    """Has modules register their functions for forks so."""
+    posix.register_at_fork = register
+    if "os" in sys.modules:
+        sys.modules["os"].register_at_fork = register
+
+
+def take_idle_hooks(idle):
+    """What they would have done, but for the locks. From here on, the script's own forks call them."""
+    for functions in idle:
+        posix.register_at_fork(**functions)
+    if "threading" in sys.modules:
+        thread = sys.modules["threading"].main_thread()
+        if hasattr(thread, "_set_native_id"):
+            thread._set_native_id()
 
 
 def forget(name):
@@ -104,14 +145,60 @@ def load_native(runner):
 
 def collapse(native):
     """Puts what is there into huge pages, of which a fork copies one entry where it would copy 512."""
-    with open("/proc/self/maps", "rb") as maps:
-        lines = [line.split() for line in maps]
-    for line in lines:
+    for line in map(bytes.split, read("/proc/self/maps").splitlines()):
         # Private, writable, of no file.
         if line[1] == b"rw-p" and line[4] == b"0":
             begin, end = (int(address, 16) for address in line[0].split(b"-"))
             for page in range(-(-begin // HUGE) * HUGE, end - HUGE + 1, HUGE):
                 native.collapse(page)
+
+
+def rehearse(runner, hooks, native, script, seed):
+    """The pages that a slot will touch, for `populate`: those that a fork has for itself once it has run the script."""
+    areas = [line.split(None, 5)[:2] for line in read("/proc/self/maps").splitlines()]
+    source, sink = posix.pipe()
+    if (pid := native.fork()) == 0:
+        try:
+            reseed(runner, hooks, seed)
+            warm_up(runner, hooks, script)
+            ranges = touched(areas)
+            while ranges:
+                ranges = ranges[posix.write(sink, ranges) :]
+        finally:
+            posix._exit(0)
+    posix.close(sink)
+    ranges = b"".join(iter(lambda: posix.read(source, 1 << 16), b""))
+    posix.close(source)
+    posix.waitpid(pid, 0)
+    return ranges
+
+
+def touched(areas):
+    """Ranges of pages in these areas that this process, a fork, has copied (to be written to) or mapped (to be read)."""
+    pagemap = posix.open("/proc/self/pagemap", posix.O_RDONLY | posix.O_CLOEXEC)
+    words = []
+    for place, access in areas:
+        begin, end = (int(address, 16) for address in place.split(b"-"))
+        if access[:1] != b"r" or access[3:] != b"p" or begin >> 63:
+            continue
+        entries = memoryview(posix.pread(pagemap, (end - begin) // PAGE * 8, begin // PAGE * 8)).cast("Q")
+        last = None
+        for page, entry in enumerate(entries):
+            # proc_pid_pagemap(5): bit 63, present; 61, of a file; 56, mapped by this process alone.
+            advice = {0xA0: POPULATE_READ, 0xA1: POPULATE_READ, 0x81: POPULATE_WRITE}.get(entry >> 56 & 0xA1)
+            if advice and advice == last:
+                words[-2] += PAGE
+            elif advice:
+                words += [begin + page * PAGE, PAGE, advice]
+            last = advice
+    posix.close(pagemap)
+    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+
+
+def read(path):
+    """The content of a file of /proc."""
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def refuse(control, what, error):
@@ -154,17 +241,18 @@ def reseed(runner, hooks, seed):
         modules["tempfile"]._name_sequence = None
 
 
-def serve(runner, hooks, script, seed, limit):
+def serve(runner, hooks, native, hot, seed, limit):
     """One request's slot, from its fork to its end."""
-    main = sys.modules["__main__"]
-    if posix.read(REQUEST, 1) == b"w" and script is not None:
-        warm_up(runner, hooks, script)
-        sys.modules["__main__"] = main
     reseed(runner, hooks, seed)
     posix.write(REQUEST, b"r")
-    nonce, texts = receive()
-    if nonce is None:
+    data = posix.read(REQUEST, MESSAGE)
+    if data == b"w":
+        native.populate(hot)
+        posix.write(REQUEST, b"r")
+        data = posix.read(REQUEST, MESSAGE)
+    if len(data) < 20:
         posix._exit(0)
+    nonce, texts = receive(data)
     ended = execute(runner, hooks, texts, limit, True)
     if ended.is_child:
         ended.finish()
@@ -189,11 +277,8 @@ def execute(runner, hooks, texts, limit, last):
     return runner.Ended(hooks, file.decode(), source, rest[:count], rest[count:], limit, bool, last)
 
 
-def receive():
-    """The nonce and the texts of the request; None where there will be none."""
-    data = posix.read(REQUEST, MESSAGE)
-    if len(data) < 20:
-        return None, None
+def receive(data):
+    """The nonce and the texts of the request that begins so."""
     total = int.from_bytes(data[16:20], "little")
     while len(data) < total:
         data += posix.read(REQUEST, MESSAGE)

@@ -26,7 +26,8 @@ const GOOD_AGE: Duration = Duration::from_secs(10);
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), Error> {
     let (zygote, thread) = hatch(shared)?;
     threads.push(thread);
-    let slot = shared.sandbox.slot(&zygote, Order { warm: true, ..Order::default() }).map_err(Error::Start)?;
+    let mut slot = shared.sandbox.slot(&zygote, Order::default()).map_err(Error::Start)?;
+    shared.sandbox.warm(&mut slot).map_err(Error::Start)?;
     drop(zygote);
     let mut state = shared.lock();
     state.slots.push_back(slot);

@@ -1,11 +1,11 @@
 //! The threads that end used slots and make new ones, off the path of any run.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Error, Shared};
-use crate::sandbox::slot::Order;
+use super::{Error, Shared, State};
+use crate::sandbox::slot::{Order, Slot};
 use crate::sys::sched::be_patient;
 
 /// How long a maker leaves a machine alone that refused a slot.
@@ -44,9 +44,14 @@ impl Shared {
                 return;
             }
             let has_room = state.alive() + state.forking < self.settings.most;
-            let wanted = has_room && state.slots.len() + state.making < self.settings.slots;
+            let is_short = state.slots.len() + state.making < self.settings.slots;
+            let wanted = has_room && is_short;
             if !wanted && let Some(old) = state.outdated() {
                 state.used.push(old);
+                continue;
+            }
+            if !is_short && let Some(slot) = state.coldest() {
+                state = self.warm(state, slot);
                 continue;
             }
             match &mut state.zygote {
@@ -64,12 +69,11 @@ impl Shared {
             }
             let Some(zygote) = state.zygote.as_ref().map(|current| Arc::clone(&current.zygote)) else { continue };
             state.making += 1;
-            // A run that waits is served sooner by a slot as it is.
             let inputs = state.inputs.clone();
             if state.slots.len() + state.making < self.settings.slots {
                 self.work.notify_one();
             }
-            let order = Order { warm: state.waiting == 0, inputs: inputs.clone(), ..Order::default() };
+            let order = Order { inputs: inputs.clone(), ..Order::default() };
             drop(state);
             let made = self.sandbox.slot(&zygote, order);
             drop(zygote);
@@ -95,5 +99,30 @@ impl Shared {
                 Err(error) => state.refused = Some(crate::sandbox::chain(&error)),
             }
         }
+    }
+
+    /// Warms up a slot that was ready, and that nobody asked for yet.
+    fn warm<'s>(&'s self, mut state: MutexGuard<'s, State>, mut slot: Slot) -> MutexGuard<'s, State> {
+        state.making += 1;
+        drop(state);
+        let warmed = self.sandbox.warm(&mut slot);
+        if warmed.is_err() {
+            thread::sleep(PAUSE);
+        }
+        state = self.lock();
+        state.making -= 1;
+        match warmed {
+            Ok(()) if !state.closing && slot.inputs() == &state.inputs => {
+                // It is the first to be taken.
+                state.slots.push_front(slot);
+                self.ready.notify_one();
+            }
+            Ok(()) => state.used.push(slot),
+            Err(error) => {
+                state.refused = Some(crate::sandbox::chain(&error));
+                state.used.push(slot);
+            }
+        }
+        state
     }
 }

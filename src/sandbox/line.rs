@@ -35,13 +35,13 @@ pub(crate) fn open() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
-/// Tells a slot that is about to begin whether to warm up.
-pub(crate) fn prepare(socket: &OwnedFd, warm: bool) -> io::Result<()> {
-    send(socket.as_raw_fd(), if warm { b"w" } else { b"p" }, MsgFlags::MSG_NOSIGNAL)?;
+/// Tells a slot to warm up.
+pub(crate) fn warm(socket: &OwnedFd) -> io::Result<()> {
+    send(socket.as_raw_fd(), b"w", MsgFlags::MSG_NOSIGNAL)?;
     Ok(())
 }
 
-/// Takes the slot's word that it is ready; `false` at its end.
+/// Takes the slot's word that it is ready, or has warmed up; `false` at its end.
 pub(crate) fn is_ready(socket: &OwnedFd) -> io::Result<bool> {
     let mut byte = [0];
     Ok(recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT)? == 1 && byte == *b"r")

@@ -52,8 +52,6 @@ pub(crate) struct Order {
     pub inputs: Inputs,
     pub output: bool,
     pub stdin: Stdin,
-    /// Whether it runs the warm-up script before it is ready.
-    pub warm: bool,
 }
 
 /// A slot that is ready, or was; dropped, all of it is killed and removed.
@@ -73,6 +71,7 @@ pub(crate) struct Slot {
     /// What was at their paths.
     files: Vec<Identity>,
     nonce: Nonce,
+    is_warm: bool,
     /// When it was given its request.
     asked: Option<Instant>,
 }
@@ -123,6 +122,16 @@ impl Slot {
         self.inputs == *inputs && (inputs.is_empty() || identify(inputs).is_ok_and(|files| files == self.files))
     }
 
+    /// Whether it has run the warm-up script: what that touched is its own, and no run has to wait for the copying.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.is_warm
+    }
+
+    /// What it was made with.
+    pub(crate) fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
     /// Whether it is a fork of this zygote.
     pub(crate) fn is_of(&self, zygote: &Arc<Zygote>) -> bool {
         Arc::ptr_eq(&self.zygote, zygote)
@@ -171,7 +180,6 @@ impl Sandbox {
         let (control, theirs) = line::open().map_err(failed("open the control socket"))?;
         let (line, far_line) = line::open().map_err(failed("open the line to the slot"))?;
         let channels = Channels::of_slot(order.stdin, far_line).map_err(failed("open the pipes of the slot"))?;
-        line::prepare(&line, order.warm && zygote.warms).map_err(failed("write to the slot"))?;
 
         // Before they are opened: what is put there meanwhile is another one.
         let files = identify(&order.inputs).unwrap_or_default();
@@ -213,12 +221,24 @@ impl Sandbox {
             inputs: order.inputs,
             files,
             nonce: line::nonce().map_err(failed("draw a random number"))?,
+            is_warm: !zygote.warms,
             asked: None,
         };
         drop(theirs);
-        self.await_guest(&mut slot, &plan, deadline)?;
+        self.await_guest(&mut slot, Some(&plan), deadline)?;
         slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
         Ok(slot)
+    }
+
+    /// Has a slot run the warm-up script, where there is one.
+    pub(crate) fn warm(&self, slot: &mut Slot) -> Result<(), Error> {
+        if !slot.is_warm {
+            line::warm(&slot.line).map_err(failed("write to the slot"))?;
+            self.await_guest(slot, None, Instant::now() + self.config.limits.setup_timeout)?;
+            slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
+            slot.is_warm = true;
+        }
+        Ok(())
     }
 
     /// Checks a script; an outcome where it is refused.
@@ -233,7 +253,7 @@ impl Sandbox {
         } else {
             source
         };
-        let order = Order { inputs, output: artifacts.is_some(), stdin, warm: false };
+        let order = Order { inputs, output: artifacts.is_some(), stdin };
         Ok((Task { file: guest::script_path(&shown), text, args, artifacts, check: account.check }, order))
     }
 
@@ -389,8 +409,8 @@ impl Sandbox {
         }
     }
 
-    /// Waits until the guest is behind the wall and ready.
-    fn await_guest(&self, slot: &mut Slot, plan: &Plan, deadline: Instant) -> Result<(), Error> {
+    /// Waits until the guest is behind the wall and ready. `plan` is what it goes by, until it is there.
+    fn await_guest(&self, slot: &mut Slot, plan: Option<&Plan>, deadline: Instant) -> Result<(), Error> {
         let Some(nest) = &slot.nest else { return Ok(()) };
         let mut is_ready = false;
         while slot.listener.is_none() || !is_ready {

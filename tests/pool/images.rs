@@ -35,13 +35,35 @@ threading.Thread(target=lambda: (time.sleep(0.3), print('late'))).start()
 result = [total, threading.main_thread().is_alive()]
 ";
 
+/// Whether threads know who they are, here and in a fork of a process with two; and whether freed memory is given back.
+const FORKS: &str = "
+import logging, os, threading
+main = threading.main_thread()
+known = main.native_id == threading.get_native_id() == os.getpid()
+stop = threading.Event()
+other = threading.Thread(target=stop.wait)
+other.start()
+if (pid := os.fork()) == 0:
+    logging.getLogger('child').setLevel(10)
+    os._exit(threading.active_count() + (main is not threading.current_thread()))
+stop.set()
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def resident():
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) >> 8
+before, much = resident(), [[number] for number in range(1_000_000)]
+full = resident()
+del much
+result = [known, status, full - before > 50, resident() - before < 20]
+";
+
 #[test]
 fn every_version_of_python_serves() {
     if !alone("images::every_version_of_python_serves") {
         return;
     }
     for (version, python) in VERSIONS.into_iter().filter_map(|version| Some((version, pyenv(version)?))) {
-        let pool = builder(&[("python", &python.display().to_string()), ("preload", "json,random,threading")])
+        let pool = builder(&[("python", &python.display().to_string()), ("preload", "json,logging,random,threading")])
             .slots(2)
             .build()
             .unwrap();
@@ -54,6 +76,8 @@ fn every_version_of_python_serves() {
         let outcome = run(&pool, THREADS);
         assert_eq!(answered(&outcome), &Value::List(vec![Value::Int(45), Value::Bool(true)]), "{version}");
         assert_eq!(String::from_utf8_lossy(&outcome.stdout), "late\nat exit\n", "{version}");
+        let known = vec![Value::Bool(true), Value::Int(1), Value::Bool(true), Value::Bool(true)];
+        assert_eq!(answered(&run(&pool, FORKS)), &Value::List(known), "{version}");
         assert_eq!(pool.counts().crashes, 0, "{version}");
     }
 }

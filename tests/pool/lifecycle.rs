@@ -39,10 +39,14 @@ fn held() -> [usize; 4] {
 }
 
 /// The memory of this process and all below it, what they share counted once, in bytes. None where others may not be read.
+/// Without that of files, whose share depends on who else has this program's.
 fn memory() -> Option<u64> {
     let pss = |pid: u32| -> Option<u64> {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        let kib = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok())
+        };
+        Some(kib("Pss_Anon:")? + kib("Pss_Shmem:").unwrap_or(0_u64))
     };
     let all = [descendants(std::process::id()), vec![std::process::id()]].concat();
     is_root().then(|| all.into_iter().filter_map(pss).sum::<u64>() << 10)
@@ -105,10 +109,10 @@ fn many_runs_leave_nothing_and_are_told_apart() {
         .most(MOST)
         .build()
         .unwrap();
-    until("three slots are ready", || pool.ready() == 3 && cgroups_of(std::process::id()).len().is_multiple_of(4));
+    until("three slots are ready", || pool.warmed() == 3 && cgroups_of(std::process::id()).len().is_multiple_of(4));
     let full = held();
     let settled =
-        || until("all of them are there again, and no more", || pool.ready() == 3 && held()[1..] == full[1..]);
+        || until("all of them are there again, and no more", || pool.warmed() == 3 && held()[1..] == full[1..]);
     let mut fifths = Vec::new();
     for fifth in 0..5 {
         let next = AtomicUsize::new(fifth * runs / 5);

@@ -4,7 +4,11 @@
 //! 3.10 on, of any image. `build.rs` compiles it; the zygote (`rootfs/guest/zygote.py`) loads it:
 //!
 //! ```text
+//! gather()              once, first: from here on the interpreter's objects are allocated in a few places
 //! collapse(address)     makes one huge page of the 2 MiB there, where there are enough to copy
+//! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
+//!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
+//! fork() -> pid         without the interpreter's hooks, for a child that ends soon; -errno where it fails
 //! serve(control)        once: takes over the control socket
 //! next() -> bool        waits for a slot's program and executes its first part; False: the supervisor is gone
 //! forked(pid)           in the parent, after os.fork(); -errno where that failed
@@ -24,10 +28,17 @@ use execute::program::*;
 use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
 
 const OPEN: usize = 2;
+const MMAP: usize = 9;
+const MUNMAP: usize = 11;
 const MADVISE: usize = 28;
+const FORK: usize = 57;
 const EXIT_GROUP: usize = 231;
 const PRCTL: usize = 157;
 const SETNS: usize = 308;
+const PROT_READ_WRITE: usize = 3;
+const MAP_PRIVATE: usize = 0x02;
+const MAP_ANONYMOUS: usize = 0x20;
+const MADV_DONTNEED: usize = 4;
 const MADV_COLLAPSE: usize = 25;
 const HUGE_PAGE: usize = 2 << 20;
 const PR_SET_DUMPABLE: usize = 4;
@@ -35,6 +46,10 @@ const O_CLOEXEC: usize = 0o2_000_000;
 const CLONE_NEWPID: usize = 0x2000_0000;
 /// Slots alive at once; the supervisor asks for fewer.
 const MOST: usize = 1024;
+/// Where arenas of the interpreter's allocator are put together, in bytes.
+const PLACE: usize = 16 << 20;
+const MOST_PLACES: usize = 32;
+const MOST_FREE: usize = 256;
 
 /// What lives from call to call. The interpreter's lock is held in each, and there is one thread.
 struct State {
@@ -84,6 +99,87 @@ extern "C" fn serve(_: *mut c_void, control: *mut c_void) -> *mut c_void {
     }
 }
 
+/// Arenas of the interpreter's allocator, in places of [`PLACE`] bytes each.
+struct Arenas {
+    /// The begin of each place.
+    places: [usize; MOST_PLACES],
+    count: usize,
+    /// How much of the last place is taken.
+    taken: usize,
+    /// Arenas in places that were given back, with their lengths.
+    free: [(usize, usize); MOST_FREE],
+}
+
+static mut ARENAS: Arenas =
+    Arenas { places: [0; MOST_PLACES], count: 0, taken: 0, free: [(0, 0); MOST_FREE] };
+
+fn arenas() -> &'static mut Arenas {
+    // SAFETY: the interpreter's lock is held whenever it allocates, and no function keeps the reference.
+    unsafe { &mut *addr_of_mut!(ARENAS) }
+}
+
+fn map(length: usize) -> Option<usize> {
+    // SAFETY: new memory, wherever the kernel likes.
+    let at = unsafe {
+        syscall(MMAP, [0, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX, 0])
+    };
+    (at > 0).then_some(at as usize)
+}
+
+impl Arenas {
+    // Without an index or a sum that could panic: there is no runtime to do it.
+    fn allocate(&mut self, size: usize) -> Option<usize> {
+        if size > PLACE {
+            return map(size);
+        }
+        if let Some(free) = self.free.iter_mut().find(|free| free.1 == size) {
+            return Some(core::mem::take(free).0);
+        }
+        if self.count == 0 || self.taken.wrapping_add(size) > PLACE {
+            let Some(place) = self.places.get_mut(self.count) else { return map(size) };
+            *place = map(PLACE)?;
+            (self.count, self.taken) = (self.count.wrapping_add(1), 0);
+        }
+        let place = self.places.get(self.count.wrapping_sub(1))?;
+        let found = place.wrapping_add(self.taken);
+        self.taken = self.taken.wrapping_add(size);
+        Some(found)
+    }
+
+    fn release(&mut self, at: usize, size: usize) {
+        let is_here = self.places.iter().take(self.count).any(|place| at.wrapping_sub(*place) < PLACE);
+        // SAFETY: nothing is in it any more.
+        unsafe {
+            if !is_here {
+                syscall(MUNMAP, [at, size, 0, 0, 0, 0]);
+                return;
+            }
+            syscall(MADVISE, [at, size, MADV_DONTNEED, 0, 0, 0]);
+        }
+        if let Some(free) = self.free.iter_mut().find(|free| free.1 == 0) {
+            *free = (at, size);
+        }
+    }
+}
+
+extern "C" fn allocate_arena(_: *mut c_void, size: usize) -> *mut c_void {
+    arenas().allocate(size).map_or(null_mut(), |at| at as *mut c_void)
+}
+
+extern "C" fn release_arena(_: *mut c_void, at: *mut c_void, size: usize) {
+    arenas().release(at as usize, size);
+}
+
+extern "C" fn gather(_: *mut c_void, _: *mut c_void) -> *mut c_void {
+    let mut allocator = ArenaAllocator { context: null_mut(), allocate: allocate_arena, release: release_arena };
+    // SAFETY: the functions live as long as the process. Arenas from before are unmapped by `release_arena`, as they would
+    // have been.
+    unsafe {
+        PyObject_SetArenaAllocator(&raw mut allocator);
+        PyBool_FromLong(1)
+    }
+}
+
 extern "C" fn collapse(_: *mut c_void, address: *mut c_void) -> *mut c_void {
     // SAFETY: the interpreter passes an object. madvise(2) changes no content with MADV_COLLAPSE (Linux 6.1); where it fails,
     // the pages stay as they are.
@@ -91,6 +187,24 @@ extern "C" fn collapse(_: *mut c_void, address: *mut c_void) -> *mut c_void {
         let result = syscall(MADVISE, [PyLong_AsLong(address) as usize, HUGE_PAGE, MADV_COLLAPSE, 0, 0, 0]);
         PyBool_FromLong(c_long::from(result == 0))
     }
+}
+
+extern "C" fn populate(_: *mut c_void, ranges: *mut c_void) -> *mut c_void {
+    // SAFETY: the interpreter passes a bytes object. madvise(2) changes no
+    // content with either advice; what is not there, or cannot be, is left alone.
+    unsafe {
+        let words = PyBytes_AsString(ranges).cast::<usize>();
+        for i in 0..PyBytes_Size(ranges) as usize / (3 * size_of::<usize>()) {
+            let [begin, length, advice] = words.add(3 * i).cast::<[usize; 3]>().read_unaligned();
+            syscall(MADVISE, [begin, length, advice, 0, 0, 0]);
+        }
+        PyBool_FromLong(1)
+    }
+}
+
+extern "C" fn fork(_: *mut c_void, _: *mut c_void) -> *mut c_void {
+    // SAFETY: there is one thread, and the child has a copy of its stack. The interpreter's lock is held.
+    unsafe { PyLong_FromLong(syscall(FORK, [0; 6]) as c_long) }
 }
 
 extern "C" fn next(_: *mut c_void, _: *mut c_void) -> *mut c_void {
@@ -161,7 +275,19 @@ unsafe extern "C" {
     fn PyLong_AsLong(object: *mut c_void) -> c_long;
     fn PyLong_FromLong(value: c_long) -> *mut c_void;
     fn PyBool_FromLong(value: c_long) -> *mut c_void;
+    fn PyBytes_AsString(object: *mut c_void) -> *mut c_char;
+    fn PyBytes_Size(object: *mut c_void) -> isize;
+    // Not of the stable ABI, and the same since 3.4.
+    fn PyObject_SetArenaAllocator(allocator: *mut ArenaAllocator);
     fn PyModule_Create2(definition: *mut Definition, version: c_int) -> *mut c_void;
+}
+
+/// `struct PyObjectArenaAllocator`.
+#[repr(C)]
+struct ArenaAllocator {
+    context: *mut c_void,
+    allocate: extern "C" fn(*mut c_void, usize) -> *mut c_void,
+    release: extern "C" fn(*mut c_void, *mut c_void, usize),
 }
 
 /// `struct PyMethodDef`.
@@ -197,8 +323,11 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 6] = [
+static mut METHODS: [MethodDefinition; 9] = [
     method(c"collapse", collapse, METH_O),
+    method(c"gather", gather, METH_NOARGS),
+    method(c"populate", populate, METH_O),
+    method(c"fork", fork, METH_NOARGS),
     method(c"serve", serve, METH_O),
     method(c"next", next, METH_NOARGS),
     method(c"forked", forked, METH_O),
