@@ -179,8 +179,10 @@ fn main() -> Result<()> {
     line("S0 p99 / F", back_to_back.pool[0].at(0.99) / fork, "<= 0.10", "<= 0.05");
     line("S0 after idle / back to back", p50(&idle.pool[0]) / p50(&back_to_back.pool[0]), "<= 1.1", "<= 1.1");
     line("S1 after idle / back to back", p50(&idle.pool[1]) / p50(&back_to_back.pool[1]), "<= 1.1", "<= 1.1");
-    let worker_idle = p50(&idle.worker[1]) / p50(&back_to_back.worker[1]);
-    line("  the same of W(S1), which has no sandbox", worker_idle, "", "");
+    for (side, name) in ["S0", "S1"].into_iter().enumerate() {
+        let ratio = p50(&idle.worker[side]) / p50(&back_to_back.worker[side]);
+        line(&format!("  the same of W({name}), which has no sandbox"), ratio, "", "");
+    }
 
     crowded(&pool, &workers, rounds / 4)?;
     pss(&pool, "warmed", "", "<= 0.08")?;
@@ -303,14 +305,14 @@ fn settle(pool: &Pool) {
     sleep(Duration::from_millis(3));
 }
 
-/// Each side in turns. The pool is full before each, for what is timed is a run, not a queue.
+/// Each side in turns. The pool is full before each, for what is timed is a run, not a queue: both sides come out of a few
+/// milliseconds of sleep, and neither pays for what the other's last run has left to do.
 fn latencies(pool: &Pool, worker: &Worker, rounds: usize, idle: bool) -> Result<Round> {
     let mut round = Round::default();
     for i in 0..rounds + 4 {
         if i == 4 {
             round = Round::default();
         }
-        // Neither side pays for what the other's last run has left to do.
         let nap = |n: u64| {
             settle(pool);
             if idle {

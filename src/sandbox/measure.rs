@@ -1,16 +1,16 @@
 //! What a run uses, by looking at its processes: for hosts that give this user no cgroup.
 //!
 //! Weaker than a cgroup, and said so in the outcome: what rises and falls between two looks is not seen. See
-//! proc_pid_smaps_rollup(5), proc_pid_stat(5), proc_pid_task(5).
+//! proc_pid_status(5), proc_pid_smaps_rollup(5), proc_pid_stat(5), proc_pid_task(5).
 
 use std::fs;
-use std::io;
 use std::time::Duration;
 
 /// Totals over the processes of one run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Measure {
-    /// Proportional set size and swap, in bytes.
+    /// Bytes that are of no file, swapped or not: what processes share counts for each of them, as long as the total is
+    /// within the limit; over it, the proportional set size decides.
     pub memory: u64,
     /// Processes and threads, init not counted.
     pub processes: u64,
@@ -19,11 +19,14 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
-    /// Looks at init's whole tree. All of a run's processes are in it: orphans become children of init.
-    pub(crate) fn of(init: libc::pid_t) -> Self {
+    /// Looks at init's whole tree. All of a run's processes are in it: orphans become children of init. `most` is the limit
+    /// of memory in bytes.
+    pub(crate) fn of(init: libc::pid_t, most: u64) -> Self {
         let mut total = Self::default();
         let mut pids = vec![init];
-        while let Some(pid) = pids.pop() {
+        let mut at = 0;
+        while let Some(pid) = pids.get(at).copied() {
+            at += 1;
             let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
             for thread in threads.flatten() {
                 total.processes += u64::from(pid != init);
@@ -32,6 +35,9 @@ impl Measure {
             }
             total.memory += memory(pid);
             total.cpu += cpu(pid);
+        }
+        if total.memory > most {
+            total.memory = pids.into_iter().map(|pid| share(pid).unwrap_or_else(|| memory(pid))).sum();
         }
         total
     }
@@ -55,20 +61,25 @@ pub(crate) fn tasks_of(uid: u32) -> u64 {
     own.map(|entry| fs::read_dir(entry.path().join("task")).map_or(0, |tasks| tasks.count() as u64)).sum()
 }
 
+/// The kernel keeps these counts.
 fn memory(pid: libc::pid_t) -> u64 {
-    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
-    let sum = |text: io::Result<String>, keys: &[&str]| -> Option<u64> {
-        let text = text.ok()?;
-        let kib = |line: &str| {
-            let rest = keys.iter().find_map(|key| line.strip_prefix(key))?;
-            rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
-        };
-        Some(text.lines().filter_map(kib).sum::<u64>() << 10)
+    kib(pid, "status", &["RssAnon:", "RssShmem:", "VmSwap:"]).unwrap_or(0)
+}
+
+/// The kernel counts these page by page: in a process of gigabytes for longer than there is between two looks. None where
+/// the file may not be read.
+fn share(pid: libc::pid_t) -> Option<u64> {
+    kib(pid, "smaps_rollup", &["Pss:", "SwapPss:"])
+}
+
+/// The sum of these fields of a file of the process's, in bytes.
+fn kib(pid: libc::pid_t, file: &str, keys: &[&str]) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    let value = |line: &str| {
+        let rest = keys.iter().find_map(|key| line.strip_prefix(key))?;
+        rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
     };
-    // The second where the first may not be read: what is shared then counts for each that shares it.
-    sum(read("smaps_rollup"), &["Pss:", "SwapPss:"])
-        .or_else(|| sum(read("status"), &["RssAnon:", "RssShmem:", "VmSwap:"]))
-        .unwrap_or(0)
+    Some(text.lines().filter_map(value).sum::<u64>() << 10)
 }
 
 fn cpu(pid: libc::pid_t) -> Duration {

@@ -296,7 +296,7 @@ impl<'a> Supervisor<'a, '_> {
         if let Some(cgroup) = &self.nest.cgroup {
             cpu = Some(cgroup.cpu_time());
         } else {
-            let look = || Measure::of(self.nest.init.pid);
+            let look = || Measure::of(self.nest.init.pid, self.limits.memory);
             let now = self.folder.map_or_else(look, |folder| folder.as_owner(look));
             let peak = self.evidence.measured.get_or_insert_default();
             peak.raise_to(now);

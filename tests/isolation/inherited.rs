@@ -118,7 +118,8 @@ fn output_file_of_the_caller_cannot_be_cut_or_read_back() {
     assert_eq!(left, "precious");
     // EINVAL and ESPIPE of a pipe. Opened anew it could not be cut either, and where it is another user's it does not open.
     let reopened = if is_root() { libc::EACCES } else { libc::EINVAL };
-    assert_eq!(errors.trim(), format!("22 29 29 {reopened}"));
+    // Behind it may stand the warning of a host that has no cgroup for this user.
+    assert_eq!(errors.split("nsbox: ").next().unwrap_or_default().trim(), format!("22 29 29 {reopened}"), "{errors}");
 }
 
 #[test]
