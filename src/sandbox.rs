@@ -32,6 +32,7 @@ mod script;
 pub mod seccomp;
 pub(crate) mod slot;
 pub(crate) mod supervise;
+mod trees;
 pub(crate) mod zygote;
 
 use std::ffi::CStr;

@@ -107,19 +107,30 @@ impl Bind {
         self.attributes
     }
 
+    /// Takes the tree that somebody else has cloned.
+    pub(crate) fn detach(&mut self, tree: OwnedFd) {
+        self.tree = Tree::Detached(tree);
+    }
+
+    /// Plans the cloning of the tree at its path.
+    pub(crate) fn plan_open(&self, plan: &mut Plan) -> Register {
+        let source = self.source.display();
+        let flags = OPEN_TREE_CLONE | AT_RECURSIVE | libc::O_CLOEXEC as u64;
+        let path = Arg::Text(self.source.as_os_str());
+        let tree = plan.open(
+            format!("open {source} for the guest"),
+            libc::SYS_open_tree,
+            &[Arg::Fd(libc::AT_FDCWD), path, Arg::Value(flags)],
+        );
+        set_attributes(plan, format!("make {source} read-only"), tree, self.attributes);
+        tree
+    }
+
     fn plan(&self, plan: &mut Plan, target: &OsStr) {
         let (tree, opened) = match &self.tree {
             Tree::Detached(fd) => (Arg::Fd(fd.as_raw_fd()), None),
             Tree::Path => {
-                let source = self.source.display();
-                let flags = OPEN_TREE_CLONE | AT_RECURSIVE | libc::O_CLOEXEC as u64;
-                let path = Arg::Text(self.source.as_os_str());
-                let tree = plan.open(
-                    format!("open {source} for the guest"),
-                    libc::SYS_open_tree,
-                    &[Arg::Fd(libc::AT_FDCWD), path, Arg::Value(flags)],
-                );
-                set_attributes(plan, format!("make {source} read-only"), tree, self.attributes);
+                let tree = self.plan_open(plan);
                 (Arg::Register(tree), Some(tree))
             }
         };

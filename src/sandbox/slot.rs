@@ -184,7 +184,8 @@ impl Sandbox {
         // Before they are opened: what is put there meanwhile is another one.
         let files = identify(&order.inputs).unwrap_or_default();
         let mut network = zygote.take_network();
-        let private = self.private(&order.inputs, order.output, zygote.host_ids)?;
+        let mut private = self.private(&order.inputs, order.output, zygote.host_ids)?;
+        self.clone_inputs(zygote, &mut private.inputs, deadline)?;
         let mut plan = Self::plan_slot_init(zygote, theirs.as_raw_fd(), network.as_ref(), &private);
         self.ground.send(&mut plan, &zygote.nest.control)?;
         let cgroup = self.slot_cgroup()?;
@@ -382,7 +383,7 @@ impl Sandbox {
     }
 
     /// The next report on a slot's control socket.
-    fn hear_from(
+    pub(super) fn hear_from(
         &self,
         zygote: &Zygote,
         control: &OwnedFd,

@@ -41,6 +41,8 @@ pub(crate) struct Zygote {
     pub(super) rlimits: Vec<rlimits::Rlimit>,
     /// The targets of its late binds, with whether each is a folder.
     pub(super) late: Vec<(PathBuf, bool)>,
+    /// Its user namespace, where the caller needs that to clone mounts.
+    pub(super) user_namespace: Option<OwnedFd>,
     /// Whether its slots can be warmed up.
     pub(super) warms: bool,
 }
@@ -54,6 +56,12 @@ impl Sandbox {
         let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
         let host_ids = self.ids.of_this_thread();
         idmap::write_maps(nest.init.pid, guest_ids, host_ids).map_err(failed("map the guest's user"))?;
+        let user_namespace = if self.privileged {
+            None
+        } else {
+            let file = std::fs::File::open(format!("/proc/{}/ns/user", nest.init.pid));
+            Some(file.map_err(failed("open the zygote's user namespace"))?.into())
+        };
         // Counted per user namespace, which all slots share; what one run may start, its cgroup says.
         let pids = self.config.limits.pids.saturating_add(2).saturating_mul(slots).saturating_add(2);
         let shared = Limits { pids, ..self.config.limits.clone() };
@@ -70,7 +78,7 @@ impl Sandbox {
         let late = view.private.late_targets();
         drop((view, theirs));
         let (networks, warms) = (Mutex::default(), warm_up.is_some());
-        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, warms };
+        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)
     }

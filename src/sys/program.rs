@@ -93,6 +93,8 @@ pub const REPORT_OUTPUT: u32 = 5;
 pub const REPORT_SPAWNED: u32 = 6;
 /// This message carries the slot's network namespace (SCM_RIGHTS).
 pub const REPORT_NETWORK: u32 = 7;
+/// This message carries a tree that was cloned for a slot (SCM_RIGHTS).
+pub const REPORT_TREE: u32 = 8;
 
 /// What the supervisor says: start the guest.
 pub const COMMAND_GO: u32 = 1;
