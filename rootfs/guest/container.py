@@ -416,6 +416,9 @@ class Keeper:
         self.end_all()
         self.is_last = True
         _signal.setitimer(_signal.ITIMER_REAL, HAND_OVER)
+        # It began, and was over before this process looked.
+        if posix.read(self.start, 1):
+            self.send(b"S")
         for fd, kind in ((self.out, b"O"), (self.err, b"E")):
             while self.relay(fd, kind):
                 pass
