@@ -219,8 +219,8 @@ impl Pool {
         self.shared.lock().slots.len()
     }
 
-    /// How many of these have run the warm-up script, or have none to run. It takes as long as a run, so a slot does it once
-    /// all the others are there.
+    /// How many of these have copied the pages that the warm-up script touched, or have none to copy. It takes as long as a
+    /// run, so a slot does it once all the others are there.
     #[must_use]
     pub fn warmed(&self) -> usize {
         self.shared.lock().slots.iter().filter(|slot| slot.is_warm()).count()

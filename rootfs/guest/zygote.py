@@ -97,7 +97,7 @@ def keep_idle_hooks():
 
     def register_at_fork(**functions):
         modules = {getattr(function, "__module__", None) for function in functions.values()}
-        if modules <= {"threading", "logging"}:
+        if modules and modules <= {"threading", "logging"}:
             idle.append(functions)
         else:
             register(**functions)

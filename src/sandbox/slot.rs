@@ -122,7 +122,7 @@ impl Slot {
         self.inputs == *inputs && (inputs.is_empty() || identify(inputs).is_ok_and(|files| files == self.files))
     }
 
-    /// Whether it has run the warm-up script: what that touched is its own, and no run has to wait for the copying.
+    /// Whether it has copied the pages that strategies touch, so that no run has to wait for that; or has none to copy.
     pub(crate) fn is_warm(&self) -> bool {
         self.is_warm
     }
@@ -231,7 +231,7 @@ impl Sandbox {
         Ok(slot)
     }
 
-    /// Has a slot run the warm-up script, where there is one.
+    /// Has a slot copy the pages that the zygote's rehearsal touched, where there was one.
     pub(crate) fn warm(&self, slot: &mut Slot) -> Result<(), Error> {
         if !slot.is_warm {
             line::warm(&slot.line).map_err(failed("write to the slot"))?;

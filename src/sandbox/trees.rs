@@ -11,7 +11,7 @@ use super::mounts::Bind;
 use super::nest::hatch;
 use super::plan::{Arg, Plan};
 use super::zygote::Zygote;
-use super::{Error, Sandbox};
+use super::{Error, Sandbox, supervise};
 use crate::sys::program::REPORT_TREE;
 
 impl Sandbox {
@@ -28,9 +28,9 @@ impl Sandbox {
         self.ground.send(&mut plan, &control)?;
         for (bind, _) in inputs {
             let (report, tree) = self.hear_from(zygote, &control, &plan, deadline)?;
-            if let Some(tree) = tree.filter(|_| report.kind == REPORT_TREE) {
-                bind.detach(tree);
-            }
+            // By path, the slot's init would find what the image has there.
+            let tree = tree.filter(|_| report.kind == REPORT_TREE).ok_or(supervise::Error::InitDied)?;
+            bind.detach(tree);
         }
         drop(init);
         Ok(())

@@ -84,6 +84,7 @@ fn skeleton_survives_killed_builders_and_any_umask() {
                 let status = child.wait().unwrap();
                 assert!(number % 2 == 0 || status.success(), "builder {number}: {status}");
             }
+            assert!(store.path().join("skeletons").join(reference.file_name().unwrap()).is_dir(), "they have built it");
             let skeleton = image::host(Some(python), store.path()).unwrap().skeleton;
             assert_eq!(skeleton.file_name(), reference.file_name());
             assert_eq!(listing(&skeleton), listing(&reference));

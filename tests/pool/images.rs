@@ -7,7 +7,7 @@ use nsbox::outcome::{Ended, Outcome, Value, Verdict};
 use nsbox::pool::Pool;
 
 use crate::engine::base_tarball;
-use crate::harness::{alone, children, comm, is_root, require};
+use crate::harness::{alone, children, comm, is_root, require, until};
 use crate::python::{VERSIONS, environment, pyenv};
 use crate::{builder, run};
 
@@ -174,6 +174,33 @@ fn warm_up_that_fails_is_told() {
     assert!(text.contains("run the warm-up script") && text.contains("ValueError: of the warm-up"), "{text}");
     let text = refusal(&[("warm_up", "/no/such/warm_up.py")]);
     assert!(text.contains("/no/such/warm_up.py"), "{text}");
+}
+
+/// Touches what hangs on every module, and tells how many pages had to be copied for that.
+const TOUCH: &str = "
+import resource, sys
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+kept = [value for module in list(sys.modules.values()) for value in vars(module).values()]
+result = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+";
+
+#[test]
+fn warmed_slot_has_copied_what_the_warm_up_touched() {
+    if !alone("images::warmed_slot_has_copied_what_the_warm_up_touched") {
+        return;
+    }
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&script, TOUCH).unwrap();
+    let copied = [script.path().to_str().unwrap(), "none"].map(|warm_up| {
+        let keys = [("warm_up", warm_up), ("preload", "decimal,json,logging,random,resource,threading")];
+        let pool = builder(&keys).slots(2).build().unwrap();
+        until("the slots are warm", || pool.warmed() == 2);
+        let outcome = run(&pool, TOUCH);
+        let Some(Value::Int(pages)) = outcome.result else { panic!("{outcome:#?}") };
+        pages
+    });
+    let [warm, plain] = copied;
+    assert!(plain > 60 && warm * 3 < plain, "{warm} pages in a warm slot, {plain} in one that is not");
 }
 
 /// A warm-up that wants a thread in the zygote with every fork.

@@ -110,8 +110,7 @@ struct Arenas {
     free: [(usize, usize); MOST_FREE],
 }
 
-static mut ARENAS: Arenas =
-    Arenas { places: [0; MOST_PLACES], count: 0, taken: 0, free: [(0, 0); MOST_FREE] };
+static mut ARENAS: Arenas = Arenas { places: [0; MOST_PLACES], count: 0, taken: 0, free: [(0, 0); MOST_FREE] };
 
 fn arenas() -> &'static mut Arenas {
     // SAFETY: the interpreter's lock is held whenever it allocates, and no function keeps the reference.
@@ -120,9 +119,7 @@ fn arenas() -> &'static mut Arenas {
 
 fn map(length: usize) -> Option<usize> {
     // SAFETY: new memory, wherever the kernel likes.
-    let at = unsafe {
-        syscall(MMAP, [0, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX, 0])
-    };
+    let at = unsafe { syscall(MMAP, [0, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX, 0]) };
     (at > 0).then_some(at as usize)
 }
 
@@ -190,8 +187,8 @@ extern "C" fn collapse(_: *mut c_void, address: *mut c_void) -> *mut c_void {
 }
 
 extern "C" fn populate(_: *mut c_void, ranges: *mut c_void) -> *mut c_void {
-    // SAFETY: the interpreter passes a bytes object. madvise(2) changes no
-    // content with either advice; what is not there, or cannot be, is left alone.
+    // SAFETY: the interpreter passes a bytes object. madvise(2) changes no content with either advice; what is not there, or
+    // cannot be, is left alone.
     unsafe {
         let words = PyBytes_AsString(ranges).cast::<usize>();
         for i in 0..PyBytes_Size(ranges) as usize / (3 * size_of::<usize>()) {
