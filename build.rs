@@ -58,7 +58,7 @@ fn compile_module(output: &Path) -> Result<(), Box<dyn Error>> {
         "src/sys/init/module.rs",
         "nsbox_module",
         "cdylib",
-        &["relocation-model=pic", "link-arg=-Wl,--build-id=none"],
+        &["relocation-model=pic", "link-arg=-Wl,--build-id=none,-z,now"],
         output,
     )
 }
@@ -81,7 +81,8 @@ fn guest_digest() -> Result<u64, Box<dyn Error>> {
     for file in files {
         (&file, fs::read(&file)?).hash(&mut hasher);
     }
-    for file in ["src/sys/program.rs", "src/sys/init/execute.rs", "src/sys/init/module.rs"] {
+    for file in ["src/sys/program.rs", "src/sys/init/execute.rs", "src/sys/init/module.rs", "src/sys/init/restorer.rs"]
+    {
         (file, fs::read(file)?).hash(&mut hasher);
     }
     Ok(hasher.finish())

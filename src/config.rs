@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::outcome::{Backend, Verdict};
 
 pub use error::Error;
@@ -67,6 +69,8 @@ pub struct Config {
     pub preload: Vec<String>,
     /// `default`, `none`, or the path of a script that a warm interpreter runs before a request comes.
     pub warm_up: String,
+    /// How often a slot of the pool serves.
+    pub slots: Slots,
     /// The event log; `None` writes none.
     pub event_log: Option<PathBuf>,
     /// The size of the event log's file, in bytes, at which it is rotated; `None` never is.
@@ -87,6 +91,18 @@ pub enum BackendChoice {
     Auto,
     /// This backend and, but for `fallback`, no other.
     Only(Backend),
+}
+
+/// How often a slot of the pool serves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Slots {
+    /// Once: each run is a fresh fork in fresh namespaces.
+    #[default]
+    OneShot,
+    /// Again and again, as long as its runs leave nothing but memory behind, which is put back to what it was. Far less CPU
+    /// time for each run; the namespaces, the cgroup and the process are the same for all of a slot's runs.
+    Restored,
 }
 
 /// The old system's `sandbox.docker` block: only the image is Docker's alone, its limits are [`Limits`].
@@ -187,6 +203,7 @@ impl Default for Config {
             warm: true,
             preload: vec!["pandas".to_owned(), "numpy".to_owned()],
             warm_up: "default".to_owned(),
+            slots: Slots::OneShot,
             event_log: Some(PathBuf::from("logs/sandbox_execution.json.log")),
             event_log_max: Some(64 << 20),
             event_log_keep: 8,

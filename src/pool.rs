@@ -5,6 +5,9 @@
 //! run is said in [`Outcome::ended`]: `answered`, where the script's good end was taken from its answer and the kernel's
 //! counters, before its process was gone.
 //!
+//! With `slots: restored` a slot whose run left nothing but memory behind is put back, and serves again (see
+//! `sandbox/restore.rs`); all others end with their run all the same.
+//!
 //! A run with artifacts or a standard input has a slot made for it, by a fork at that moment. So has the first run with other
 //! inputs than the one before; from the second on, slots are made ahead with these inputs.
 
@@ -13,6 +16,7 @@ mod keeper;
 mod maker;
 mod submit;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -36,6 +40,9 @@ const ATTEMPTS: usize = 10;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// What the configuration asks of the slots cannot be had of any.
+    #[error("{0}")]
+    Slots(&'static str),
     /// The sandbox, or the interpreter that slots are forked from; a module of `preload` that cannot be imported is named.
     #[error("failed to start the warm pool")]
     Start(#[source] sandbox::Error),
@@ -57,6 +64,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Slots(_) => "pool-slots",
             Self::Start(_) => "pool-start",
             Self::Thread(_) => "pool-thread",
             Self::Size { .. } => "pool-size",
@@ -103,10 +111,15 @@ struct State {
     /// What the last run had, where it had others.
     wished: Option<Inputs>,
     used: Vec<Slot>,
+    /// Slots that have served and may serve again, once they have been put back.
+    worn: Vec<Slot>,
     /// Slots that are being made, in use, or being ended.
     making: usize,
     running: usize,
     ending: usize,
+    /// Slots in use that are likely to serve again; of these, those that are likely to be back soon.
+    lent: usize,
+    returning: usize,
     /// Runs that wait for a slot to become ready, and for room to fork one.
     waiting: usize,
     forking: usize,
@@ -132,6 +145,8 @@ pub struct Counts {
     pub slots: u64,
     /// Of these, slots made for one run, at its request.
     pub forked: u64,
+    /// How often a slot was put back for another run (`slots: restored`).
+    pub restored: u64,
     /// Zygotes started.
     pub zygotes: u64,
     /// Zygotes that died by themselves, or did not start where one had died.
@@ -141,7 +156,15 @@ pub struct Counts {
 impl State {
     /// Slots that take memory and processes, of whatever state.
     fn alive(&self) -> usize {
-        self.slots.len() + self.used.len() + self.making + self.running + self.ending
+        self.slots.len() + self.used.len() + self.worn.len() + self.making + self.running + self.ending
+    }
+
+    /// Whether slots are to be made until there are `wanted`. Those that will be back are counted, unless runs have to wait for
+    /// ones that take their time.
+    fn is_short(&self, wanted: usize) -> bool {
+        let coming = self.making + self.worn.len();
+        let waits = self.slots.is_empty() && self.waiting > 0;
+        self.slots.len() + coming + self.lent < wanted || waits && coming + self.returning < wanted
     }
 
     /// A run was not served for its inputs. Slots are made with these from the second time in a row on.
@@ -180,12 +203,29 @@ impl Shared {
 struct Taken<'p> {
     shared: &'p Shared,
     slot: Option<Slot>,
+    /// Whether it is counted among those that serve again, and among those that will be back soon.
+    is_lent: bool,
+    returns: Cell<bool>,
+}
+
+impl Taken<'_> {
+    /// The run takes its time: the next slot is made beside it.
+    fn is_long(&self) {
+        if self.returns.take() {
+            self.shared.lock().returning -= 1;
+        }
+        self.shared.work.notify_one();
+    }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.running -= 1;
+        state.lent -= usize::from(self.is_lent);
+        state.returning -= usize::from(self.returns.get());
+        let worn = self.slot.take_if(|slot| slot.is_restorable() && !state.closing);
+        state.worn.extend(worn);
         state.used.extend(self.slot.take());
         drop(state);
         self.shared.work.notify_one();
@@ -254,16 +294,19 @@ impl Shared {
                 Ok(taken) => taken,
                 Err(refused) => return *refused,
             };
-            let Some(slot) = taken.slot.as_mut() else {
+            let Some(mut slot) = taken.slot.take() else {
                 thread::sleep(LOOK_EVERY);
                 continue;
             };
             let got = Instant::now();
             // Nothing of the script has run where its slot was dead already.
-            if slot.ask(&task).is_err() {
+            let asked = slot.ask(&task);
+            if asked.is_err() {
+                taken.slot = Some(slot);
                 continue;
             }
-            let mut outcome = self.sandbox.watch_slot(slot, &task, watch, &|| self.work.notify_one());
+            let mut outcome = self.sandbox.watch_slot(&mut slot, &task, watch, &|| taken.is_long());
+            taken.slot = Some(slot);
             drop(taken);
             outcome.timings.queue_ms = (got - begun).as_secs_f64() * 1e3;
             if outcome.verdict == Verdict::Violation {
@@ -299,9 +342,12 @@ impl Shared {
             }
             let found = if let Some(slot) = state.slots.pop_front() {
                 if slot.is_alive() && slot.shows(inputs) {
+                    let is_lent = slot.serves_again();
                     state.running += 1;
+                    state.lent += usize::from(is_lent);
+                    state.returning += usize::from(is_lent);
                     state.wished = None;
-                    Some(Ok(Taken { shared: self, slot: Some(slot) }))
+                    Some(Ok(Taken { shared: self, slot: Some(slot), is_lent, returns: Cell::new(is_lent) }))
                 } else {
                     state.used.push(slot);
                     self.work.notify_one();
@@ -338,6 +384,7 @@ impl Shared {
             if !waits {
                 waits = true;
                 state.waiting += 1;
+                self.work.notify_one();
             }
             let nap = if cancel.is_some() { LOOK_EVERY } else { deadline.saturating_duration_since(Instant::now()) };
             (state, _) = self.ready.wait_timeout(state, nap).unwrap_or_else(PoisonError::into_inner);
@@ -381,7 +428,7 @@ impl Shared {
         state.counts.slots += 1;
         state.counts.forked += 1;
         drop(state);
-        let mut taken = Taken { shared: self, slot: None };
+        let mut taken = Taken { shared: self, slot: None, is_lent: false, returns: Cell::new(false) };
         match self.sandbox.slot(&zygote, order) {
             Ok(slot) => {
                 taken.slot = Some(slot);
@@ -423,6 +470,8 @@ impl Drop for Pool {
         state.closing = true;
         let slots = std::mem::take(&mut state.slots);
         state.used.extend(slots);
+        let worn = std::mem::take(&mut state.worn);
+        state.used.extend(worn);
         state.zygote = None;
         drop(state);
         self.shared.work.notify_all();

@@ -26,6 +26,7 @@ mod nest;
 mod oci;
 mod plan;
 pub(crate) mod probe;
+mod restore;
 pub(crate) mod rlimits;
 mod scratch;
 mod script;
@@ -370,8 +371,7 @@ impl Equipment {
     fn gather(config: &Config, ids: HostIds) -> Result<Self, Error> {
         let store = image::store_dir()?;
         let image = image::find(&config.image, config.python.as_deref(), &store)?;
-        let options = seccomp::Options { require_memfd_noexec: !sets_memfd_noexec(ids), ..seccomp::Options::default() };
-        let program = seccomp::program(&config.seccomp, options)?;
+        let program = filter(config, ids, false)?;
         let policy = policy(config)?;
         let runner =
             guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
@@ -383,6 +383,13 @@ impl Equipment {
         let (privileged, landlock) = (mounts::may_clone(), landlock::abi());
         Sandbox { config, ids, image, policy, program, runner, privileged, landlock, ground }
     }
+}
+
+/// The filter of runs by `config`; one that tells of every call which may leave more than memory behind, where a slot is used
+/// again.
+fn filter(config: &Config, ids: HostIds, notices: bool) -> Result<seccomp::Program, seccomp::Error> {
+    let require_memfd_noexec = !sets_memfd_noexec(ids);
+    seccomp::program(&config.seccomp, seccomp::Options { require_memfd_noexec, notices, ..seccomp::Options::default() })
 }
 
 /// The image's part of the guest's file system, with every source opened.

@@ -431,10 +431,12 @@ def leave(code, known):
 class Ended:
     """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
 
-    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True, root=None):
-        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process."""
+    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True, root=None, written=True):
+        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process.
+        `written`: the script is put where its `__file__` says."""
         text = data.decode("utf-8").removeprefix("\ufeff")
-        write_script(file, data)
+        if written:
+            write_script(file, data)
         sys.argv[:] = [file, *arguments]
         sys.orig_argv[:] = [sys.executable, *sys.argv]
         self.last = last

@@ -13,7 +13,8 @@ It runs no code of a script's. A slot is a fork of it that has been put behind t
     3: a SOCK_SEQPACKET socket to the supervisor, 4: a memfd for a result document that no message holds
 
     slot        b"r"            ready
-    supervisor  b"w"            warm up (at most once), then be ready again
+    supervisor  b"w"            warm up (at most once), then be ready again; to a slot that is used again: it has been put back, or
+                                is new
     supervisor  the request, in messages of at most MESSAGE bytes: 16 bytes of nonce, then texts, each with its length in
                 four bytes before it: b"a" (answer) or b"x" (exit), the source, `__file__`, the number of arguments, the
                 arguments, the names of inputs
@@ -35,6 +36,8 @@ INLINE = 65536
 NAME = "/work/warm_up.py"
 PAGE = 4096
 POPULATE_READ, POPULATE_WRITE = 22, 23
+# What `native.next` says of a slot that is used again.
+RESTORED = 2
 # Bytes of a huge page.
 HUGE = 1 << 21
 
@@ -53,7 +56,8 @@ def main(runner, single, repeated):
             __import__(module)
         except BaseException as error:
             refuse(control, f"import {module}", error)
-    forget(b"JE_ARROW_MALLOC_CONF")
+    for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
+        forget(name)
     hook_forks(hooked)
     hot = b""
     if "warm_up" in single:
@@ -65,16 +69,18 @@ def main(runner, single, repeated):
     check_threads(control)
     seed = int(single["seed"]) if "seed" in single else None
     limit = int(single["result_limit"])
+    state = find_state()
     # What is here lives as long as the process: no collection looks at it again, and so none copies its pages.
     gc.collect()
     gc.freeze()
     collapse(native)
     if "warm_up" in single:
-        hot = rehearse(runner, hooks, native, script, seed)
+        hot = rehearse(runner, hooks, native, script, state, seed)
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
+    wiped = wiped_areas()
     posix.write(control, b"ready")
-    while native.next():
+    while kind := native.next():
         # The kernel refuses one from here until `forked` has taken the pid namespace back.
         check_threads(control)
         try:
@@ -83,9 +89,17 @@ def main(runner, single, repeated):
             native.forked(-error.errno)
             continue
         if pid == 0:
+            if kind == RESTORED:
+                native.stand_over(wiped)
             native.enter()
             take_idle_hooks(idle)
-            serve(runner, hooks, native, hot, seed, limit)
+            if kind == RESTORED:
+                # Here the restorer remembers this process, and puts it back to after each run. Pages that a run has copied are
+                # there for the next one; what none has, need not be put back.
+                posix.write(REQUEST, b"r")
+                if posix.read(REQUEST, MESSAGE) != b"w":
+                    posix._exit(0)
+            serve(runner, hooks, native, hot, state, seed, limit, kind == RESTORED)
         native.forked(pid)
     posix._exit(0)
 
@@ -153,13 +167,13 @@ def collapse(native):
                 native.collapse(page)
 
 
-def rehearse(runner, hooks, native, script, seed):
+def rehearse(runner, hooks, native, script, state, seed):
     """The pages that a slot will touch, for `populate`: those that a fork has for itself once it has run the script."""
     areas = [line.split(None, 5)[:2] for line in read("/proc/self/maps").splitlines()]
     source, sink = posix.pipe()
     if (pid := native.fork()) == 0:
         try:
-            reseed(runner, hooks, seed)
+            reseed(runner, hooks, native, state, seed)
             warm_up(runner, hooks, script)
             ranges = touched(areas)
             while ranges:
@@ -195,6 +209,19 @@ def touched(areas):
     return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
 
 
+def wiped_areas():
+    """Areas that a fork finds empty (MADV_WIPEONFORK), as native words, begin and length: random number generators are there,
+    and a slot that is put back must not draw the same again."""
+    words, area = [], None
+    for line in map(bytes.split, read("/proc/self/smaps").splitlines()):
+        if line[0] == b"VmFlags:":
+            if b"wf" in line or b"dp" in line:
+                words += area[0], area[1] - area[0]
+        elif not line[0].endswith(b":"):
+            area = [int(address, 16) for address in line[0].split(b"-")]
+    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+
+
 def read(path):
     """The content of a file of /proc."""
     with open(path, "rb") as file:
@@ -224,8 +251,29 @@ def warm_up(runner, hooks, script):
     return ended
 
 
-def reseed(runner, hooks, seed):
-    """No two slots draw the same numbers, unless they are told to."""
+def find_state():
+    """Where the state of numpy's global generator is, for `fill`: 624 words, any of which will do. None where there is none, or
+    one that is made in another way."""
+    module = sys.modules.get("numpy.random")
+    if module is None:
+        return None
+    module.seed()
+    try:
+        generator = module.mtrand._rand._bit_generator
+        address = generator.ctypes.state_address
+        keys = generator.state["state"]["key"]
+        import ctypes
+
+        if type(generator).__name__ == "MT19937" and ctypes.string_at(address, keys.nbytes) == keys.tobytes():
+            return b"".join(word.to_bytes(8, sys.byteorder) for word in (address, keys.nbytes))
+    except (AttributeError, ImportError, KeyError):
+        pass
+    return None
+
+
+def reseed(runner, hooks, native, state, seed):
+    """No two slots draw the same numbers, unless they are told to. `state` is what `find_state` found: numpy's own way touches
+    hundreds of pages."""
     modules = sys.modules
     if seed is not None:
         for name, hook in runner.seed_with(seed).items():
@@ -234,16 +282,18 @@ def reseed(runner, hooks, seed):
             sys.meta_path.insert(0, hooks)
         return
     # `random` seeds itself after a fork; the warm-up has drawn from that.
-    if "numpy.random" in modules:
+    if "numpy.random" in modules and not (state and native.fill(state)):
         modules["numpy.random"].seed()
     if "tempfile" in modules:
         # It tells a fork by the pid, and the pids of slots are all alike.
         modules["tempfile"]._name_sequence = None
 
 
-def serve(runner, hooks, native, hot, seed, limit):
+def serve(runner, hooks, native, hot, state, seed, limit, restored):
     """One request's slot, from its fork to its end."""
-    reseed(runner, hooks, seed)
+    reseed(runner, hooks, native, state, seed)
+    if restored and seed is None and "random" in sys.modules:
+        sys.modules["random"].seed()
     posix.write(REQUEST, b"r")
     data = posix.read(REQUEST, MESSAGE)
     if data == b"w":
@@ -253,7 +303,7 @@ def serve(runner, hooks, native, hot, seed, limit):
     if len(data) < 20:
         posix._exit(0)
     nonce, texts = receive(data)
-    ended = execute(runner, hooks, texts, limit, True)
+    ended = execute(runner, hooks, texts, limit, True, not restored)
     if ended.is_child:
         ended.finish()
         runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
@@ -269,12 +319,12 @@ def serve(runner, hooks, native, hot, seed, limit):
     runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
 
 
-def execute(runner, hooks, texts, limit, last):
-    """Runs the script of a request; `last` as in runner.Ended."""
+def execute(runner, hooks, texts, limit, last, written=True):
+    """Runs the script of a request; `last` and `written` as in runner.Ended."""
     _, source, file, count, *rest = texts
     rest = [text.decode("utf-8", "surrogateescape") for text in rest]
     count = int(count)
-    return runner.Ended(hooks, file.decode(), source, rest[:count], rest[count:], limit, bool, last)
+    return runner.Ended(hooks, file.decode(), source, rest[:count], rest[count:], limit, bool, last, written=written)
 
 
 def receive(data):

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::render::word;
 use super::unit::{duration_text, size_text};
-use super::{BackendChoice, Config, MAY_FALL_BACK, MOST_LOGS_KEPT};
+use super::{BackendChoice, Config, MAY_FALL_BACK, MOST_LOGS_KEPT, Slots};
 use crate::outcome::Backend;
 
 mod input;
@@ -225,6 +225,12 @@ pub(super) static KEYS: &[Key] = &[
         "`default`, `none`, or the path of a Python script",
         |c, v| set(&mut c.warm_up, v.name_or_path()),
         |c| json!(whole(&c.warm_up)),
+    ),
+    Key::new(
+        "slots",
+        "`one-shot` or `restored`",
+        |c, v| set(&mut c.slots, v.choice(&[Slots::OneShot, Slots::Restored])),
+        |c| json!(c.slots),
     ),
     Key::new(
         "event_log",

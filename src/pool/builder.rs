@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Error, Pool, Shared, State, keeper, maker, submit};
-use crate::config::Config;
+use crate::config::{Config, Slots};
 use crate::sandbox::Sandbox;
 
 /// What an idle slot takes, warmed up, with room to spare.
@@ -95,8 +95,8 @@ impl Builder {
         self
     }
 
-    /// After how many slots the next ones come of a new zygote; without it, 10,000. Slots of one zygote share the layout of
-    /// their memory (ASLR, canaries) and their hash seed.
+    /// After how many slots the next ones come of a new zygote; without it, 10,000. One that was put back counts as another.
+    /// Slots of one zygote share the layout of their memory (ASLR, canaries) and their hash seed.
     #[must_use]
     pub fn rotate_after(mut self, slots: u64) -> Self {
         self.rotate_after = slots;
@@ -125,6 +125,12 @@ impl Builder {
         }
         if self.rotate_after == 0 {
             return size("a new zygote after 0 slots".to_owned(), "1 is the least");
+        }
+        if self.config.slots == Slots::Restored && self.config.limits.cpu_time.is_some() {
+            return Err(Error::Slots(
+                "`slots: restored` does not go with `limits.cpu_time`: the kernel counts the CPU time of a process from its \
+                 start, over all its runs; leave one of them out",
+            ));
         }
         let sandbox = Sandbox::new(self.config.clone()).map_err(Error::Start)?;
         let makers = self.makers;

@@ -30,7 +30,7 @@ impl Shared {
             if let Some(slot) = state.used.pop() {
                 state.ending += 1;
                 // Whoever is woken wakes another: a run wakes one alone.
-                if !state.used.is_empty() || state.slots.len() < self.settings.slots {
+                if !state.used.is_empty() || !state.worn.is_empty() || state.slots.len() < self.settings.slots {
                     self.work.notify_one();
                 }
                 drop(state);
@@ -40,12 +40,22 @@ impl Shared {
                 self.ready.notify_one();
                 continue;
             }
+            if let Some(slot) = state.worn.pop() {
+                state = self.restore(state, slot);
+                continue;
+            }
             if state.closing && state.running == 0 {
                 return;
             }
             let has_room = state.alive() + state.forking < self.settings.most;
-            let is_short = state.slots.len() + state.making < self.settings.slots;
+            let is_short = state.is_short(self.settings.slots);
             let wanted = has_room && is_short;
+            if state.slots.len() > self.settings.slots
+                && let Some(surplus) = state.slots.pop_back()
+            {
+                state.used.push(surplus);
+                continue;
+            }
             if !wanted && let Some(old) = state.outdated() {
                 state.used.push(old);
                 continue;
@@ -55,13 +65,7 @@ impl Shared {
                 continue;
             }
             match &mut state.zygote {
-                Some(current) if wanted => {
-                    current.made += 1;
-                    if current.made >= self.settings.rotate_after {
-                        state.rotate = true;
-                        self.succession.notify_one();
-                    }
-                }
+                Some(_) if wanted => self.count_one(&mut state),
                 _ => {
                     state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                     continue;
@@ -99,6 +103,39 @@ impl Shared {
                 Err(error) => state.refused = Some(crate::sandbox::chain(&error)),
             }
         }
+    }
+
+    /// Another slot of the zygote, which has its successor when it has made enough.
+    fn count_one(&self, state: &mut State) {
+        let Some(current) = &mut state.zygote else { return };
+        current.made += 1;
+        if current.made >= self.settings.rotate_after {
+            state.rotate = true;
+            self.succession.notify_one();
+        }
+    }
+
+    /// Puts a slot back that has served.
+    fn restore<'s>(&'s self, mut state: MutexGuard<'s, State>, mut slot: Slot) -> MutexGuard<'s, State> {
+        state.making += 1;
+        if !state.worn.is_empty() {
+            self.work.notify_one();
+        }
+        drop(state);
+        let restored = self.sandbox.restore(&mut slot);
+        state = self.lock();
+        state.making -= 1;
+        let is_current = state.zygote.as_ref().is_some_and(|current| slot.is_of(&current.zygote));
+        if restored.is_ok() && !state.closing && is_current && slot.inputs() == &state.inputs {
+            self.count_one(&mut state);
+            state.counts.restored += 1;
+            // Its pages are in the caches still.
+            state.slots.push_front(slot);
+            self.ready.notify_one();
+        } else {
+            state.used.push(slot);
+        }
+        state
     }
 
     /// Warms up a slot that was ready, and that nobody asked for yet.

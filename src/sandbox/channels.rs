@@ -55,6 +55,11 @@ impl Channels {
         Ok(Self { stdout: output()?, stderr: output()?, result, stdin, way })
     }
 
+    /// Whether something is fed to the guest's stdin.
+    pub(crate) fn has_stdin(&self) -> bool {
+        self.stdin.is_some()
+    }
+
     /// The guest's descriptors, by number.
     pub(crate) fn guest(&self) -> Descriptors {
         let result = self.result.as_raw_fd();

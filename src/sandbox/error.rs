@@ -84,6 +84,15 @@ pub enum Error {
         /// Its exception.
         why: String,
     },
+    /// The process that puts slots back.
+    #[error("a slot cannot be used again: its restorer failed to {step}; `slots: one-shot` does without")]
+    Restorer {
+        /// What it was doing.
+        step: &'static str,
+        /// Why it failed, where the kernel said so.
+        #[source]
+        source: Option<io::Error>,
+    },
     /// A configuration that this backend cannot serve.
     #[error("{0}")]
     Unsupported(String),

@@ -78,6 +78,8 @@ pub(crate) struct Evidence {
     pub stderr: Captured,
     /// Refused calls by number, with how often.
     pub violations: BTreeMap<i32, u64>,
+    /// Calls that ran, and that may have left more than memory behind; counted where a slot is to be used again.
+    pub told: u64,
     /// When the script's first line began; `None` when it never did.
     pub started: Option<Instant>,
     /// When the main process ended or was killed.

@@ -3,6 +3,7 @@
 //! See the kernel's cgroup-v2.rst, cgroup-v1/memory.rst and cgroup-v1/cpuacct.rst.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -41,7 +42,7 @@ impl Meter {
     pub(super) fn v1(memory: &Path, pids: &Path, cpuacct: &Path) -> Self {
         let open = |folder: &Path, name: &str| File::open(folder.join(name)).ok();
         Self {
-            memory_peak: open(memory, "memory.max_usage_in_bytes"),
+            memory_peak: resettable(&memory.join("memory.max_usage_in_bytes")),
             processes_peak: open(pids, "pids.peak"),
             cpu: Cpu::V1 { user: open(cpuacct, "cpuacct.usage_user"), system: open(cpuacct, "cpuacct.usage_sys") },
             events: open(memory, "memory.oom_control"),
@@ -51,11 +52,17 @@ impl Meter {
     pub(super) fn v2(folder: &Path) -> Self {
         let open = |name: &str| File::open(folder.join(name)).ok();
         Self {
-            memory_peak: open("memory.peak"),
+            memory_peak: resettable(&folder.join("memory.peak")),
             processes_peak: open("pids.peak"),
             cpu: Cpu::V2(open("cpu.stat")),
             events: open("memory.events"),
         }
+    }
+
+    /// Begins to measure the highest memory use anew; `false` where the kernel cannot. Version 1, and version 2 from Linux 6.12
+    /// on, where it holds for this very descriptor.
+    pub(crate) fn reset_peak(&self) -> bool {
+        self.memory_peak.as_ref().is_some_and(|mut file| file.write(b"0").is_ok())
     }
 
     /// What the kernel has counted by now.
@@ -79,6 +86,11 @@ impl Meter {
             oom_kills: self.events.as_ref().and_then(text).and_then(|text| value(&text, "oom_kill ")).unwrap_or(0),
         }
     }
+}
+
+/// A file that may be reset by writing to it, or else only read.
+fn resettable(path: &Path) -> Option<File> {
+    File::options().read(true).write(true).open(path).or_else(|_| File::open(path)).ok()
 }
 
 /// The whole of a counter's file, which is short.

@@ -61,6 +61,7 @@ pub(crate) struct Plan {
 struct Slot {
     control: RawFd,
     namespaces: u32,
+    restorer: Option<RawFd>,
 }
 
 /// Why a plan cannot be carried out.
@@ -86,7 +87,12 @@ impl Plan {
     /// A plan of a slot's, whose reports go to the socket `control`. Sent to an init, a child of it in the new `namespaces`
     /// (`CLONE_NEW*`) executes it.
     pub(crate) fn of_slot(control: RawFd, namespaces: libc::c_int) -> Self {
-        Self { slot: Some(Slot { control, namespaces: namespaces.cast_unsigned() }), ..Self::new() }
+        Self { slot: Some(Slot { control, namespaces: namespaces.cast_unsigned(), restorer: None }), ..Self::new() }
+    }
+
+    /// A plan for a zygote, of a slot whose guest a restorer stands over that takes its orders from the socket `orders`.
+    pub(crate) fn of_restored_slot(control: RawFd, orders: RawFd) -> Self {
+        Self { slot: Some(Slot { control, namespaces: 0, restorer: Some(orders) }), ..Self::new() }
     }
 
     /// Plans a call whose result is not needed.
@@ -205,6 +211,7 @@ impl Plan {
         let setup = self.guest.unwrap_or(self.ops.len());
         let supervisor = self.pass(supervisor);
         let control = self.slot.map_or(narrow(CONTROL_REGISTER), |slot| self.pass(slot.control));
+        let restorer = self.slot.and_then(|slot| slot.restorer).map_or(0, |orders| self.pass(orders));
         let header = Header {
             magic: MAGIC,
             setup: narrow(setup),
@@ -214,12 +221,14 @@ impl Plan {
             supervisor,
             control,
             namespaces: self.slot.map_or(0, |slot| slot.namespaces),
+            restorer,
+            reserved: 0,
         };
         let mut message = Vec::with_capacity(self.data.len() + self.ops.len() * size_of::<Op>() + 512);
         for word in [header.magic, header.setup, header.guest, header.relocations, header.data] {
             message.extend_from_slice(&word.to_ne_bytes());
         }
-        for word in [header.supervisor, header.control, header.namespaces] {
+        for word in [header.supervisor, header.control, header.namespaces, header.restorer, header.reserved] {
             message.extend_from_slice(&word.to_ne_bytes());
         }
         for op in &self.ops {

@@ -13,6 +13,7 @@ mod arch;
 mod builtin;
 mod compile;
 mod install;
+mod neutral;
 mod oci;
 mod profile;
 
@@ -30,6 +31,8 @@ pub use profile::Profile;
 
 /// In the data of `SECCOMP_RET_USER_NOTIF`: end the sandbox. Smaller values are the errno to answer with.
 const KILL: u32 = 0xffff;
+/// In the same: let it run.
+const NOTICE: u32 = 0xfffe;
 
 /// For which guest a profile is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,13 +48,23 @@ pub struct Options {
     pub holds_signals: bool,
     /// Whether a supervisor listens. Without one the kernel refuses and kills by itself, and nothing is reported.
     pub notify: bool,
+    /// Whether a supervisor is told of each call that it lets run and that may leave more behind than memory: see
+    /// `neutral.rs`. For a slot that is to be used again; without `notify` it has no effect.
+    pub notices: bool,
     /// The architecture of the guest.
     pub arch: Arch,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { require_memfd_noexec: false, shares_host: false, holds_signals: false, notify: true, arch: Arch::HOST }
+        Self {
+            require_memfd_noexec: false,
+            shares_host: false,
+            holds_signals: false,
+            notify: true,
+            notices: false,
+            arch: Arch::HOST,
+        }
     }
 }
 
@@ -62,6 +75,8 @@ pub enum Denial {
     Refuse(i32),
     /// The sandbox is killed, the verdict is `violation`.
     Kill,
+    /// The call runs, as the profile allows; what it leaves behind, no run after this one may see.
+    LetRun,
 }
 
 /// A compiled filter, ready for `SECCOMP_SET_MODE_FILTER`.
@@ -81,6 +96,7 @@ impl Program {
         let value = self.run(self.arch.audit(), nr, args);
         match (value & libc::SECCOMP_RET_ACTION_FULL, value & libc::SECCOMP_RET_DATA) {
             (libc::SECCOMP_RET_USER_NOTIF, KILL) | (libc::SECCOMP_RET_KILL_PROCESS, _) => Denial::Kill,
+            (libc::SECCOMP_RET_USER_NOTIF, NOTICE) => Denial::LetRun,
             (libc::SECCOMP_RET_USER_NOTIF | libc::SECCOMP_RET_ERRNO, errno) => {
                 Denial::Refuse(i32::try_from(errno).unwrap_or(libc::EPERM))
             }
@@ -130,10 +146,10 @@ impl Program {
 /// # Errors
 /// [`Error::UnknownProfile`] for another name.
 pub fn builtin_program(name: &str, options: Options) -> Result<Program, Error> {
-    let Options { require_memfd_noexec, shares_host, holds_signals, notify, arch } = options;
+    let Options { require_memfd_noexec, shares_host, holds_signals, notify, notices, arch } = options;
     let is_row = |row: &&builtin::Row| (row.0, row.1, row.2) == (name, arch, require_memfd_noexec);
     match builtin::TABLE.iter().find(is_row) {
-        Some((.., packed)) if notify && !shares_host && !holds_signals => {
+        Some((.., packed)) if notify && !shares_host && !holds_signals && !notices => {
             Ok(Program { bpf: packed.iter().copied().map(unpack).collect(), arch })
         }
         _ => Profile::builtin(name)?.compile(options),

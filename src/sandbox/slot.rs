@@ -24,10 +24,11 @@ use super::meter::{Counters, Meter};
 use super::mounts::Private;
 use super::nest::Nest;
 use super::plan::{Arg, Plan, literal};
+use super::restore::Restorer;
 use super::script::{Script, Stdin, Watch};
 use super::supervise::{self, Supervisor, end, failed as step_failed, hear, poll, ready};
 use super::zygote::Zygote;
-use super::{Error, Sandbox, caps, failed, guest, landlock, rlimits};
+use super::{Error, Sandbox, caps, failed, guest, landlock, rlimits, seccomp};
 use crate::config::Limits;
 use crate::outcome::{Enforced, Outcome};
 use crate::sys::clone::Init;
@@ -57,21 +58,23 @@ pub(crate) struct Order {
 /// A slot that is ready, or was; dropped, all of it is killed and removed.
 pub(crate) struct Slot {
     nest: Option<Nest>,
-    channels: Option<Supervised>,
-    line: OwnedFd,
-    listener: Option<OwnedFd>,
+    pub(super) channels: Option<Supervised>,
+    pub(super) line: OwnedFd,
+    pub(super) listener: Option<OwnedFd>,
     output: Option<OwnedFd>,
     network: Option<OwnedFd>,
-    meter: Option<Meter>,
+    pub(super) meter: Option<Meter>,
     /// What the cgroup had counted before the request.
-    before: Counters,
-    enforced: Enforced,
-    zygote: Arc<Zygote>,
+    pub(super) before: Counters,
+    pub(super) enforced: Enforced,
+    pub(super) zygote: Arc<Zygote>,
     inputs: Inputs,
     /// What was at their paths.
     files: Vec<Identity>,
-    nonce: Nonce,
+    pub(super) nonce: Nonce,
     is_warm: bool,
+    /// Of a slot that is used again.
+    pub(super) restorer: Option<Restorer>,
     /// When it was given its request.
     asked: Option<Instant>,
 }
@@ -203,7 +206,12 @@ impl Sandbox {
         let Some(init) = init else { return Err(supervise::Error::InitDied.into()) };
 
         let nest = Nest::of_slot(init, control, cgroup)?;
-        let mut plan = self.plan_slot_guest(theirs.as_raw_fd(), &nest, &channels, &zygote.rlimits, order.output);
+        // What only this run can have, no other will.
+        let is_special = order.output || channels.has_stdin();
+        let restored = zygote.telling.as_ref().filter(|_| !is_special).map(|_| Restorer::open());
+        let (restorer, orders) = restored.transpose().map_err(failed("open the restorer's socket"))?.unzip();
+        let mut plan =
+            self.plan_slot_guest(theirs.as_raw_fd(), &nest, &channels, zygote, order.output, orders.as_ref());
         self.ground.send(&mut plan, &zygote.socket)?;
         account.armed(nest.cgroup.as_ref());
         let enforced = account.into_enforced();
@@ -222,12 +230,14 @@ impl Sandbox {
             inputs: order.inputs,
             files,
             nonce: line::nonce().map_err(failed("draw a random number"))?,
-            is_warm: !zygote.warms,
+            is_warm: !zygote.warms || orders.is_some(),
+            restorer,
             asked: None,
         };
-        drop(theirs);
+        drop((theirs, orders));
         self.await_guest(&mut slot, Some(&plan), deadline)?;
         slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
+        self.remember(&mut slot, deadline)?;
         Ok(slot)
     }
 
@@ -275,14 +285,15 @@ impl Sandbox {
         else {
             return Err(failed("watch a slot")(std::io::Error::other("it has not been asked")));
         };
-        let mut account = Account::of_slot(self, std::mem::take(&mut slot.enforced), slot.zygote.host_ids);
+        let enforced = slot.layers();
+        let mut account = Account::of_slot(self, enforced, slot.zygote.host_ids);
         account.check = task.check;
         let mut supervisor = Supervisor {
             nest,
             channels,
             cancel: watch.cancel.as_ref().map(super::Cancel::descriptor),
             limits: &self.config.limits,
-            program: &self.program,
+            program: self.filter(&slot.zygote, slot.restorer.is_some()),
             sink: watch.sink,
             listener: slot.listener.take(),
             long: Some((started + LONG, long)),
@@ -296,12 +307,19 @@ impl Sandbox {
             evidence: Evidence { started: Some(started), output: slot.output.take(), ..Evidence::default() },
         };
         let watched = supervisor.run_warm(started + self.config.limits.timeout);
-        // What is left of the slot ends with it.
-        slot.nest = Some(supervisor.nest);
+        // What is left of the slot ends with it, unless it is used again.
+        let Supervisor { nest, listener, channels, .. } = supervisor;
+        slot.nest = Some(nest);
         let evidence = watched?;
+        slot.keep(listener, channels, &evidence);
         let counters = evidence.counters.or_else(|| slot.meter.as_ref().map(Meter::read));
         let counters = counters.map(|counters| since(counters, slot.before));
         Ok(account.close(evidence, counters, task.artifacts.as_deref()))
+    }
+
+    /// The filter of a slot.
+    fn filter<'s>(&'s self, zygote: &'s Zygote, is_restored: bool) -> &'s seccomp::Program {
+        zygote.telling.as_ref().filter(|_| is_restored).unwrap_or(&self.program)
     }
 
     /// What the slot has for itself, but for what it copies of the zygote's.
@@ -352,10 +370,12 @@ impl Sandbox {
         control: i32,
         nest: &Nest,
         channels: &Channels,
-        rlimits: &[rlimits::Rlimit],
+        zygote: &Zygote,
         output: bool,
+        orders: Option<&OwnedFd>,
     ) -> Plan {
-        let mut plan = Plan::of_slot(control, 0);
+        let restored = |orders: &OwnedFd| Plan::of_restored_slot(control, orders.as_raw_fd());
+        let mut plan = orders.map_or_else(|| Plan::of_slot(control, 0), restored);
         let init = Arg::Fd(nest.init.pidfd.as_raw_fd());
         let enter = |flags: libc::c_int| [init, Arg::Value(u64::from(flags.cast_unsigned()))];
         plan.call("enter the slot's pid namespace", libc::SYS_setns, &enter(libc::CLONE_NEWPID));
@@ -368,7 +388,7 @@ impl Sandbox {
         plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
         guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pidfd.as_raw_fd().unsigned_abs() as usize);
         guest::plan_scheduling(&mut plan, libc::SCHED_OTHER);
-        rlimits::plan_cpu_time(&mut plan, rlimits);
+        rlimits::plan_cpu_time(&mut plan, &zygote.rlimits);
         let descriptors = channels.guest();
         descriptors.plan(&mut plan);
         let control = descriptors.plan_close(&mut plan);
@@ -377,7 +397,7 @@ impl Sandbox {
         if let Some(abi) = self.landlock {
             landlock::plan_restrict(&mut plan, abi, output);
         }
-        self.program.plan(&mut plan);
+        self.filter(zygote, orders.is_some()).plan(&mut plan);
         plan.call("close the control socket", libc::SYS_close, &[Arg::Value(control)]);
         plan
     }
@@ -411,17 +431,25 @@ impl Sandbox {
     }
 
     /// Waits until the guest is behind the wall and ready. `plan` is what it goes by, until it is there.
-    fn await_guest(&self, slot: &mut Slot, plan: Option<&Plan>, deadline: Instant) -> Result<(), Error> {
-        let Some(nest) = &slot.nest else { return Ok(()) };
+    pub(super) fn await_guest(&self, slot: &mut Slot, plan: Option<&Plan>, deadline: Instant) -> Result<(), Error> {
         let mut is_ready = false;
         while slot.listener.is_none() || !is_ready {
-            let mut set = [
+            let Some(nest) = &slot.nest else { return Ok(()) };
+            let mut set = vec![
                 PollFd::new(nest.control.as_fd(), PollFlags::POLLIN),
                 PollFd::new(slot.line.as_fd(), PollFlags::POLLIN),
                 PollFd::new(slot.zygote.end().as_fd(), PollFlags::POLLIN),
             ];
+            set.extend(slot.listener.as_ref().map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
             poll(&mut set, Some(deadline))?;
             let [said, spoke, died] = [0, 1, 2].map(|i| ready(&set[i]));
+            // Once the guest is gone, the listener only hangs up.
+            let asks = set.get(3).and_then(PollFd::revents).is_some_and(|r| r.contains(PollFlags::POLLIN));
+            drop(set);
+            if asks {
+                self.hear_out(slot)?;
+                continue;
+            }
             if said {
                 match hear(nest.control.as_fd())? {
                     Some((report, listener)) if report.kind == REPORT_LISTENER => slot.listener = listener,

@@ -28,7 +28,7 @@ use crate::config::Limits;
 use crate::sys::fd::adopt;
 use crate::sys::notify;
 use crate::sys::program::{
-    COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_OUTPUT, REPORT_READY, Report,
+    COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_ORPHANED, REPORT_OUTPUT, REPORT_READY, Report,
 };
 
 /// After this many refused calls each answer waits a little, so that a flood of them costs the supervisor next to nothing.
@@ -243,6 +243,10 @@ impl<'a> Supervisor<'a, '_> {
                         break;
                     }
                     Some(report) if report.kind == REPORT_FAILED => return Err(failed(plan, report)),
+                    Some(report) if report.kind == REPORT_ORPHANED => {
+                        let source = io::Error::other("its restorer died");
+                        return Err(Error::Supervisor { step: "watch the slot", source });
+                    }
                     Some(_) => {}
                     None if plan.is_some() => break,
                     None => {}
@@ -348,14 +352,20 @@ impl<'a> Supervisor<'a, '_> {
         if total > FLOOD {
             std::thread::sleep(Duration::from_micros(200));
         }
-        *self.evidence.violations.entry(notification.nr).or_default() += 1;
-        match self.program.decide(notification.nr, &notification.args) {
-            Denial::Refuse(errno) => notify::refuse(listener.as_fd(), notification.id, errno).map_err(lost),
+        let (listener, id) = (listener.as_fd(), notification.id);
+        let answered = match self.program.decide(notification.nr, &notification.args) {
+            Denial::LetRun => {
+                self.evidence.told += 1;
+                return notify::let_run(listener, id).map_err(lost);
+            }
+            Denial::Refuse(errno) => notify::refuse(listener, id, errno).map_err(lost),
             Denial::Kill => {
                 self.evidence.kill.get_or_insert(Kill::Violation(notification.nr));
                 Ok(())
             }
-        }
+        };
+        *self.evidence.violations.entry(notification.nr).or_default() += 1;
+        answered
     }
 
     /// Takes a warm run's message: an answer, if it is one and the kernel has counted nothing that speaks against it. Else the

@@ -15,9 +15,10 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use super::line;
 use super::nest::Nest;
 use super::plan::Plan;
+use super::seccomp::Program;
 use super::supervise::{self, failed as step_failed, hear, poll, ready};
 use super::{Error, Sandbox, failed, guest, idmap, rlimits};
-use crate::config::Limits;
+use crate::config::{Limits, Slots};
 use crate::sys::clone::NAMESPACES;
 use crate::sys::program::{COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_READY};
 
@@ -45,6 +46,8 @@ pub(crate) struct Zygote {
     pub(super) user_namespace: Option<OwnedFd>,
     /// Whether its slots can be warmed up.
     pub(super) warms: bool,
+    /// The filter of its slots, where these are used again.
+    pub(super) telling: Option<Program>,
 }
 
 impl Sandbox {
@@ -63,7 +66,7 @@ impl Sandbox {
             Some(file.map_err(failed("open the zygote's user namespace"))?.into())
         };
         // Counted per user namespace, which all slots share; what one run may start, its cgroup says.
-        let pids = self.config.limits.pids.saturating_add(2).saturating_mul(slots).saturating_add(2);
+        let pids = self.config.limits.pids.saturating_add(3).saturating_mul(slots).saturating_add(2);
         let shared = Limits { pids, ..self.config.limits.clone() };
         let rlimits = rlimits::of(&shared);
         let own = rlimits::of(&Limits { cpu_time: None, ..shared });
@@ -78,7 +81,9 @@ impl Sandbox {
         let late = view.private.late_targets();
         drop((view, theirs));
         let (networks, warms) = (Mutex::default(), warm_up.is_some());
-        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms };
+        let is_restored = self.config.slots == Slots::Restored;
+        let telling = is_restored.then(|| super::filter(&self.config, self.ids, true)).transpose()?;
+        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms, telling };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)
     }
@@ -90,8 +95,8 @@ impl Sandbox {
         let limits = Limits {
             memory: limits.memory.saturating_add(MEMORY),
             cpus: f64::from(u32::try_from(cpus).unwrap_or(1)),
-            // Each slot's init, and its guest until that has entered its own cgroup.
-            pids: slots.saturating_mul(2).saturating_add(16),
+            // Each slot's init and restorer, and its guest until that has entered its own cgroup.
+            pids: slots.saturating_mul(3).saturating_add(16),
             ..limits.clone()
         };
         self.ground.cgroup_with(&limits, self.config.allow_degraded)

@@ -39,7 +39,16 @@ pub(crate) fn receive(listener: BorrowedFd<'_>) -> io::Result<Option<Notificatio
 
 /// Makes the call fail with `errno`.
 pub(crate) fn refuse(listener: BorrowedFd<'_>, id: u64, errno: i32) -> io::Result<()> {
-    let answer = libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 };
+    send(listener, libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 })
+}
+
+/// Lets the call run. What its pointers lead to may change until it does: only for one that may run whatever that is.
+pub(crate) fn let_run(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    // SECCOMP_USER_NOTIF_FLAG_CONTINUE, Linux 5.5.
+    send(listener, libc::seccomp_notif_resp { id, val: 0, error: 0, flags: 1 })
+}
+
+fn send(listener: BorrowedFd<'_>, answer: libc::seccomp_notif_resp) -> io::Result<()> {
     // SAFETY: the request matches the structure, which outlives the call.
     let result = unsafe { libc::ioctl(listener.as_raw_fd(), NOTIF_SEND, &raw const answer) };
     if result == 0 {

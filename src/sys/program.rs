@@ -11,7 +11,7 @@
 //! Native byte order and layout: both ends are one build on one machine.
 
 /// First word of a program; a build's init refuses any other.
-pub const MAGIC: u32 = 0x6e73_0002;
+pub const MAGIC: u32 = 0x6e73_0003;
 /// Largest program in bytes; init reads it into a static buffer.
 pub const MAX_PROGRAM: usize = 192 * 1024;
 /// Registers that hold what earlier calls returned (descriptors).
@@ -58,6 +58,10 @@ pub struct Header {
     pub control: u32,
     /// `CLONE_NEW*` of the process that executes this program, where init starts one for it (a slot's init).
     pub namespaces: u32,
+    /// Register of the socket on which a restorer takes its orders, where one is to stand over the slot; else 0.
+    pub restorer: u32,
+    /// Keeps the operations aligned.
+    pub reserved: u32,
 }
 
 /// One system call.
@@ -95,9 +99,34 @@ pub const REPORT_SPAWNED: u32 = 6;
 pub const REPORT_NETWORK: u32 = 7;
 /// This message carries a tree that was cloned for a slot (SCM_RIGHTS).
 pub const REPORT_TREE: u32 = 8;
+/// The slot's restorer has ended, and nobody stands over the guest any more.
+pub const REPORT_ORPHANED: u32 = 9;
 
 /// What the supervisor says: start the guest.
 pub const COMMAND_GO: u32 = 1;
+/// What it says to a restorer: remember the guest as it is, waiting for its first message. Answered by [`REPORT_READY`], or by
+/// [`REPORT_FAILED`] with an index into [`RESTORER_STEPS`].
+pub const COMMAND_REMEMBER: u32 = 2;
+/// The same: put the guest back to that. `status` of the answer is the number of pages that were written.
+pub const COMMAND_RESTORE: u32 = 3;
+
+/// What a restorer does, by index.
+pub const RESTORER_STEPS: [&str; 14] = [
+    "fork the guest",
+    "stop the guest",
+    "find the guest waiting for its request",
+    "read the guest's registers",
+    "open the guest's files in /proc",
+    "list the guest's memory, which may have no more than 1,024 writable areas",
+    "do without shared memory that the guest can write to: what `preload` imports makes some",
+    "read the guest's page map",
+    "keep to the 4,096 pages that may differ from the zygote's",
+    "copy the guest's pages",
+    "find one thread, and memory of the same size",
+    "find the same open files",
+    "write the guest's pages",
+    "write the guest's registers",
+];
 
 /// A message of init.
 #[repr(C)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nsbox::config::{Alerts, BackendChoice, Config, Docker, Limits, Resolved, Resolver};
+use nsbox::config::{Alerts, BackendChoice, Config, Docker, Limits, Resolved, Resolver, Slots};
 use nsbox::outcome::{Backend, Verdict};
 use proptest::prelude::*;
 
@@ -54,7 +54,7 @@ fn any_config() -> impl Strategy<Value = Config> {
     let preload = proptest::collection::vec(r"[a-z_]{1,6}(\.[a-z]{1,4})?", 0..3);
     let alerts = (0.0..=1.0, millis()).prop_map(|(fallback_rate, p95)| Alerts { fallback_rate, p95 });
     let rotation = (proptest::option::of(64_u64 << 10..=i64::MAX as u64), 1_u32..=999);
-    let flags = any::<(bool, bool, bool, bool)>();
+    let flags = any::<(bool, bool, bool, bool, bool)>();
     (
         (words(), flags, name(), name(), (path(), path(), path())),
         (limits, env, proptest::option::of(0..=u64::from(u32::MAX)), preload, (text(), name()), alerts, rotation),
@@ -80,6 +80,7 @@ fn any_config() -> impl Strategy<Value = Config> {
                 warm: flags.3,
                 preload,
                 warm_up,
+                slots: if flags.4 { Slots::Restored } else { Slots::OneShot },
                 event_log: paths.2.map(PathBuf::from),
                 event_log_max: rotation.0,
                 event_log_keep: rotation.1,

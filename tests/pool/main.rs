@@ -14,11 +14,15 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod verdicts;
+mod warm;
 
 use nsbox::config::Resolver;
 use nsbox::outcome::Outcome;
 use nsbox::pool::{Builder, Pool};
 use nsbox::sandbox::Watch;
+
+/// Whether slots are used again.
+const RESTORED: bool = false;
 
 /// A pool to be, without the check, with these keys of the configuration set.
 fn builder(keys: &[(&str, &str)]) -> Builder {

@@ -15,7 +15,7 @@ use seccompiler::{BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, 
 
 use super::arch::Arch;
 use super::profile::{Action, Condition, LOW_HALF, Op, Profile};
-use super::{Error, KILL, Options, Program};
+use super::{Error, KILL, NOTICE, Options, Program, neutral};
 
 /// `BPF_LD | BPF_W | BPF_ABS`: load a word of `seccomp_data`.
 pub(super) const LOAD: u16 = 0x20;
@@ -53,8 +53,13 @@ impl Profile {
     /// # Errors
     /// [`Error::Contradiction`] where one call gets two actions, [`Error::TooLong`] past the kernel's limit.
     pub fn compile(&self, options: Options) -> Result<Program, Error> {
-        let chains = self.chains(options)?;
-        let bpf = assemble(&chains, self.default, options)?;
+        let mut chains = self.chains(options)?;
+        let mut default = self.default;
+        if options.notices {
+            neutral::notice(&mut chains, options.arch);
+            default = if default == Action::Allow { Action::Notice } else { default };
+        }
+        let bpf = assemble(&chains, default, options)?;
         Ok(Program { bpf, arch: options.arch })
     }
 
@@ -194,7 +199,8 @@ pub(super) fn kernel_version() -> (u32, u32) {
 /// The value that the filter returns for `action`.
 pub(super) fn return_value(action: Action, notify: bool) -> u32 {
     match (action, notify) {
-        (Action::Allow, _) => libc::SECCOMP_RET_ALLOW,
+        (Action::Allow, _) | (Action::Notice, false) => libc::SECCOMP_RET_ALLOW,
+        (Action::Notice, true) => libc::SECCOMP_RET_USER_NOTIF | NOTICE,
         (Action::Refuse(errno), true) => libc::SECCOMP_RET_USER_NOTIF | u32::from(errno),
         (Action::Kill, true) => libc::SECCOMP_RET_USER_NOTIF | KILL,
         (Action::Refuse(errno), false) | (Action::Probe(errno), _) => libc::SECCOMP_RET_ERRNO | u32::from(errno),

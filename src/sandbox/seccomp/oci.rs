@@ -59,7 +59,7 @@ fn syscall(names: Vec<String>, action: Action, args: Vec<LinuxSeccompArg>) -> Re
 
 fn oci_action(action: Action) -> (LinuxSeccompAction, Option<u32>) {
     match action {
-        Action::Allow => (LinuxSeccompAction::ScmpActAllow, None),
+        Action::Allow | Action::Notice => (LinuxSeccompAction::ScmpActAllow, None),
         Action::Probe(errno) | Action::Refuse(errno) => (LinuxSeccompAction::ScmpActErrno, Some(errno.into())),
         Action::Kill => (LinuxSeccompAction::ScmpActKillProcess, None),
     }

@@ -20,6 +20,8 @@ const PROBE: &str = "probe:";
 pub(super) enum Action {
     /// It runs.
     Allow,
+    /// It runs, and is told to the supervisor before. In no file: see `neutral.rs`.
+    Notice,
     /// It fails with this errno, and nobody is told.
     Probe(u16),
     /// It fails with this errno and is reported.
@@ -33,6 +35,7 @@ impl fmt::Display for Action {
         let errno = |errno: u16| nix::errno::Errno::from_raw(i32::from(errno));
         match *self {
             Self::Allow => f.write_str("allow"),
+            Self::Notice => f.write_str("allow (told)"),
             Self::Probe(number) => write!(f, "{:?} (unreported)", errno(number)),
             Self::Refuse(number) => write!(f, "{:?}", errno(number)),
             Self::Kill => f.write_str("kill"),

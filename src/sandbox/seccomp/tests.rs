@@ -260,10 +260,75 @@ fn builtin_table_is_what_the_files_compile_to() {
 #[test]
 fn builtin_program_is_the_compiled_profile_under_all_options() {
     for (name, arch) in PROFILES.into_iter().flat_map(|name| ARCHES.map(|arch| (name, arch))) {
-        for bits in 0..16 {
-            let [require_memfd_noexec, shares_host, holds_signals, notify] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
-            let options = Options { require_memfd_noexec, shares_host, holds_signals, notify, arch };
+        for bits in 0..32 {
+            let [require_memfd_noexec, shares_host, holds_signals, notify, notices] =
+                [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
+            let options = Options { require_memfd_noexec, shares_host, holds_signals, notify, notices, arch };
             assert_eq!(builtin_program(name, options).unwrap(), builtin(name).compile(options).unwrap());
+        }
+    }
+}
+
+#[test]
+fn only_neutral_calls_are_not_told() {
+    const NEUTRAL: &[(&str, [u64; 3])] = &[
+        ("read", [3, 0, 0]),
+        ("write", [1, 0, 0]),
+        ("pread64", [4, 0, 0]),
+        ("close", [5, 0, 0]),
+        ("openat", [7, 0, 0o2_000_000]),
+        ("madvise", [0, 0, 23]),
+        ("fcntl", [1, 1, 0]),
+        ("futex", [0, 0x80, 0]),
+        ("prlimit64", [0, 7, 0]),
+        ("getrandom", [0, 0, 0]),
+        ("exit_group", [0, 0, 0]),
+    ];
+    // What follows the first 32 bits of an `int` does not count.
+    const TOLD: &[(&str, [u64; 3])] = &[
+        ("read", [4, 0, 0]),
+        ("write", [0xdead_0000_0004, 0, 0]),
+        ("close", [1 << 32, 0, 0]),
+        ("close", [4, 0, 0]),
+        ("openat", [7, 0, 0o1]),
+        ("openat", [7, 0, 0o100]),
+        ("openat", [7, 0, 0o1000]),
+        ("openat", [7, 0, 0o20_000_000]),
+        ("openat", [7, 0, 0o2]),
+        ("madvise", [0, 0, 4]),
+        ("fcntl", [1, 2, 0]),
+        ("fcntl", [5, 0, 3]),
+        ("futex", [0, 6, 0]),
+        ("prlimit64", [0, 7, 1]),
+        ("mmap", [0, 4096, 3]),
+        ("munmap", [0, 4096, 0]),
+        ("mprotect", [0, 4096, 3]),
+        ("brk", [0, 0, 0]),
+        ("pwrite64", [4, 0, 0]),
+        ("dup2", [1, 0, 0]),
+        ("rt_sigaction", [2, 0, 0]),
+        ("rt_sigprocmask", [2, 0, 0]),
+        ("rt_sigreturn", [0, 0, 0]),
+        ("setitimer", [0, 0, 0]),
+        ("prctl", [15, 0, 0]),
+        ("socketpair", [1, 1, 0]),
+        ("clone", [0x3d_0f00, 0, 0]),
+        ("kill", [0, 9, 0]),
+        ("ftruncate", [4, 0, 0]),
+        ("chdir", [0, 0, 0]),
+        ("umask", [0, 0, 0]),
+    ];
+    for name in ["default", "strict"] {
+        let program = builtin_program(name, Options { notices: true, ..Options::default() }).unwrap();
+        let run = |name: &str, [a, b, c]: [u64; 3]| {
+            let number = Arch::HOST.number(name).unwrap().cast_signed();
+            (program.run(Arch::HOST.audit(), number, &[a, b, c, 0, 0, 0]), program.decide(number, &[a, b, c, 0, 0, 0]))
+        };
+        for (call, args) in NEUTRAL {
+            assert_eq!(run(call, *args).0, libc::SECCOMP_RET_ALLOW, "{name}: {call} {args:?}");
+        }
+        for (call, args) in TOLD {
+            assert_eq!(run(call, *args).1, Denial::LetRun, "{name}: {call} {args:?}");
         }
     }
 }

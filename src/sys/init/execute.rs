@@ -185,6 +185,21 @@ pub fn occupy(control: usize) {
     {}
 }
 
+/// Closes all descriptors but these.
+pub fn close_all_but<const COUNT: usize>(mut keep: [i32; COUNT]) {
+    keep.sort_unstable();
+    let mut next = 0;
+    for fd in keep {
+        if fd > next {
+            // SAFETY: close_range takes no pointer.
+            unsafe { syscall(nr::CLOSE_RANGE, [next as usize, fd as usize - 1, 0, 0, 0, 0]) };
+        }
+        next = fd + 1;
+    }
+    // SAFETY: as above.
+    unsafe { syscall(nr::CLOSE_RANGE, [next as usize, u32::MAX as usize, 0, 0, 0, 0]) };
+}
+
 /// A descriptor that is readable when a child changes state. SIGCHLD must be blocked, and is then.
 pub fn child_signals() -> isize {
     let mask = 1_u64 << (SIGCHLD - 1);

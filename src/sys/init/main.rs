@@ -18,7 +18,10 @@ use core::ptr::addr_of_mut;
 #[allow(dead_code)]
 mod execute;
 use execute::program::*;
-use execute::{Buffer, Program, SIGCHLD, child_signals, load, nr, occupy, reap, report, report_descriptor, syscall, wait};
+use execute::{
+    Buffer, Program, SIGCHLD, child_signals, close_all_but, load, nr, occupy, reap, report, report_descriptor, syscall,
+    wait,
+};
 
 const RT_SIGACTION: usize = 13;
 const NANOSLEEP: usize = 35;
@@ -116,7 +119,10 @@ fn serve(control: usize, supervisor: i32, guest: isize) -> ! {
         report(control, REPORT_FAILED, u32::MAX, -signals as i32, 0, 0);
         exit(ABANDONED);
     }
+    // The guest's ends of its pipes must not live on in pid 1, or their readers would never see the end.
     close_all_but([control as i32, supervisor, signals as i32]);
+    // SAFETY: the name is NUL-terminated.
+    unsafe { syscall(PRCTL, [PR_SET_NAME, c"nsbox-init".as_ptr() as usize, 0, 0, 0, 0]) };
     loop {
         let [said, orphaned, child] = wait([control as i32, supervisor, signals as i32]);
         if child {
@@ -193,24 +199,6 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         exit(ABANDONED);
     }
     serve(control, supervisor, guest)
-}
-
-/// The guest's ends of its pipes must not live on in pid 1, or their readers would never see the end.
-fn close_all_but(mut keep: [i32; 3]) {
-    keep.sort_unstable();
-    let mut next = 0;
-    for fd in keep {
-        if fd > next {
-            // SAFETY: close_range takes no pointer.
-            unsafe { syscall(nr::CLOSE_RANGE, [next as usize, fd as usize - 1, 0, 0, 0, 0]) };
-        }
-        next = fd + 1;
-    }
-    // SAFETY: as above; the name is NUL-terminated.
-    unsafe {
-        syscall(nr::CLOSE_RANGE, [next as usize, u32::MAX as usize, 0, 0, 0, 0]);
-        syscall(PRCTL, [PR_SET_NAME, c"nsbox-init".as_ptr() as usize, 0, 0, 0, 0]);
-    }
 }
 
 unsafe fn decimal(mut text: *const u8) -> usize {

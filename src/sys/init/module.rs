@@ -8,9 +8,13 @@
 //! collapse(address)     makes one huge page of the 2 MiB there, where there are enough to copy
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
+//! fill(place) -> bool    fills memory with random bytes: native words, its address and its length
 //! fork() -> pid         without the interpreter's hooks, for a child that ends soon; -errno where it fails
 //! serve(control)        once: takes over the control socket
-//! next() -> bool        waits for a slot's program and executes its first part; False: the supervisor is gone
+//! next() -> number      waits for a slot's program: 1, its first part has been executed; 2, it wants a restorer; 0, the
+//!                       supervisor is gone
+//! stand_over(wiped)     in the child, where a restorer is wanted: makes this process one, executes the first part, forks, and
+//!                       returns in the child of that. Native words, two for each area that a fork empties
 //! forked(pid)           in the parent, after os.fork(); -errno where that failed
 //! enter()               in the child: executes the second part; ends the process where that fails
 //! ```
@@ -24,6 +28,7 @@ use core::ptr::{addr_of_mut, null, null_mut};
 
 #[allow(dead_code)]
 mod execute;
+mod restorer;
 use execute::program::*;
 use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
 
@@ -35,6 +40,7 @@ const FORK: usize = 57;
 const EXIT_GROUP: usize = 231;
 const PRCTL: usize = 157;
 const SETNS: usize = 308;
+const GETRANDOM: usize = 318;
 const PROT_READ_WRITE: usize = 3;
 const MAP_PRIVATE: usize = 0x02;
 const MAP_ANONYMOUS: usize = 0x20;
@@ -58,12 +64,12 @@ struct State {
     /// The zygote's own pid namespace.
     home: usize,
     program: Option<Program>,
-    /// The pid of each slot, 0 where there is none, and the socket for the report of its end.
-    slots: [(i32, usize); MOST],
+    /// The pid of each slot, 0 where there is none; the socket for the report of its end; what that is.
+    slots: [(i32, usize, u32); MOST],
 }
 
 static mut BUFFER: Buffer = Buffer([0; MAX_PROGRAM]);
-static mut STATE: State = State { control: 0, signals: 0, home: 0, program: None, slots: [(0, 0); MOST] };
+static mut STATE: State = State { control: 0, signals: 0, home: 0, program: None, slots: [(0, 0, 0); MOST] };
 
 fn state() -> &'static mut State {
     // SAFETY: see `State`; no function keeps the reference while it calls another.
@@ -108,9 +114,23 @@ struct Arenas {
     taken: usize,
     /// Arenas in places that were given back, with their lengths.
     free: [(usize, usize); MOST_FREE],
+    /// The next place, mapped ahead.
+    reserve: usize,
+    /// Whether the first [`PLACE`] bytes that are given back keep their pages, and how many have: a slot that is used again makes no
+    /// such calls.
+    keeps: bool,
+    kept: usize,
 }
 
-static mut ARENAS: Arenas = Arenas { places: [0; MOST_PLACES], count: 0, taken: 0, free: [(0, 0); MOST_FREE] };
+static mut ARENAS: Arenas = Arenas {
+    places: [0; MOST_PLACES],
+    count: 0,
+    taken: 0,
+    free: [(0, 0); MOST_FREE],
+    reserve: 0,
+    keeps: false,
+    kept: 0,
+};
 
 fn arenas() -> &'static mut Arenas {
     // SAFETY: the interpreter's lock is held whenever it allocates, and no function keeps the reference.
@@ -134,7 +154,10 @@ impl Arenas {
         }
         if self.count == 0 || self.taken.wrapping_add(size) > PLACE {
             let Some(place) = self.places.get_mut(self.count) else { return map(size) };
-            *place = map(PLACE)?;
+            *place = match core::mem::take(&mut self.reserve) {
+                0 => map(PLACE)?,
+                reserve => reserve,
+            };
             (self.count, self.taken) = (self.count.wrapping_add(1), 0);
         }
         let place = self.places.get(self.count.wrapping_sub(1))?;
@@ -151,7 +174,10 @@ impl Arenas {
                 syscall(MUNMAP, [at, size, 0, 0, 0, 0]);
                 return;
             }
-            syscall(MADVISE, [at, size, MADV_DONTNEED, 0, 0, 0]);
+            self.kept = if self.keeps { self.kept.wrapping_add(size) } else { usize::MAX };
+            if self.kept > PLACE {
+                syscall(MADVISE, [at, size, MADV_DONTNEED, 0, 0, 0]);
+            }
         }
         if let Some(free) = self.free.iter_mut().find(|free| free.1 == 0) {
             *free = (at, size);
@@ -199,6 +225,15 @@ extern "C" fn populate(_: *mut c_void, ranges: *mut c_void) -> *mut c_void {
     }
 }
 
+extern "C" fn fill(_: *mut c_void, place: *mut c_void) -> *mut c_void {
+    // SAFETY: the interpreter passes a bytes object, of the address and the length of memory that may hold any bytes.
+    unsafe {
+        let [address, length] = PyBytes_AsString(place).cast::<[usize; 2]>().read_unaligned();
+        let filled = syscall(GETRANDOM, [address, length, 0, 0, 0, 0]);
+        PyBool_FromLong(c_long::from(filled == length as isize))
+    }
+}
+
 extern "C" fn fork(_: *mut c_void, _: *mut c_void) -> *mut c_void {
     // SAFETY: there is one thread, and the child has a copy of its stack. The interpreter's lock is held.
     unsafe { PyLong_FromLong(syscall(FORK, [0; 6]) as c_long) }
@@ -211,9 +246,9 @@ extern "C" fn next(_: *mut c_void, _: *mut c_void) -> *mut c_void {
         if ended {
             reap(signals, |pid, code, status| {
                 let Some(slot) = state().slots.iter_mut().find(|slot| slot.0 == pid) else { return };
-                report(slot.1, REPORT_ENDED, 0, 0, code, status);
+                report(slot.1, slot.2, 0, 0, code, status);
                 close(slot.1);
-                *slot = (0, 0);
+                *slot = (0, 0, 0);
             });
         }
         if !said {
@@ -221,11 +256,12 @@ extern "C" fn next(_: *mut c_void, _: *mut c_void) -> *mut c_void {
         }
         // SAFETY: the last program has been executed. The counts are the header's.
         unsafe {
-            let Some(mut program) = load(control, addr_of_mut!(BUFFER)) else { return PyBool_FromLong(0) };
+            let Some(mut program) = load(control, addr_of_mut!(BUFFER)) else { return PyLong_FromLong(0) };
             let setup = program.header.setup;
-            if program.execute(0, setup) {
+            let is_restored = program.header.restorer != 0;
+            if is_restored || program.execute(0, setup) {
                 state().program = Some(program);
-                return PyBool_FromLong(1);
+                return PyLong_FromLong(if is_restored { 2 } else { 1 });
             }
             program.close_passed();
             go_home();
@@ -241,13 +277,31 @@ extern "C" fn forked(_: *mut c_void, pid: *mut c_void) -> *mut c_void {
         // SAFETY: fcntl takes no pointer here.
         let kept = unsafe { syscall(nr::FCNTL, [program.control, execute::F_DUPFD_CLOEXEC, 0, 0, 0, 0]) };
         match state().slots.iter_mut().find(|slot| slot.0 == 0) {
-            Some(slot) if pid > 0 && kept >= 0 => *slot = (pid, kept as usize),
+            Some(slot) if pid > 0 && kept >= 0 => {
+                // A restorer reports the guest's end itself.
+                let kind = if program.header.restorer == 0 { REPORT_ENDED } else { REPORT_ORPHANED };
+                *slot = (pid, kept as usize, kind);
+            }
             _ => report(program.control, REPORT_FAILED, u32::MAX, -pid.min(kept as i32).min(0), 0, 0),
         }
         program.close_passed();
     }
     // SAFETY: the interpreter's lock is held.
     unsafe { PyBool_FromLong(1) }
+}
+
+extern "C" fn stand_over(_: *mut c_void, wiped: *mut c_void) -> *mut c_void {
+    let signals = state().signals;
+    // SAFETY: the interpreter passes a bytes object, and its lock is held; there is one thread.
+    unsafe {
+        let count = PyBytes_Size(wiped) as usize / size_of::<usize>();
+        let arenas = arenas();
+        (arenas.keeps, arenas.reserve) = (true, map(PLACE).unwrap_or(0));
+        if let Some(program) = state().program.as_mut() {
+            restorer::stand_over(program, signals, PyBytes_AsString(wiped).cast::<usize>(), count);
+        }
+        PyBool_FromLong(1)
+    }
 }
 
 extern "C" fn enter(_: *mut c_void, _: *mut c_void) -> *mut c_void {
@@ -320,14 +374,16 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 9] = [
+static mut METHODS: [MethodDefinition; 11] = [
     method(c"collapse", collapse, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
+    method(c"fill", fill, METH_O),
     method(c"fork", fork, METH_NOARGS),
     method(c"serve", serve, METH_O),
     method(c"next", next, METH_NOARGS),
     method(c"forked", forked, METH_O),
+    method(c"stand_over", stand_over, METH_O),
     method(c"enter", enter, METH_NOARGS),
     MethodDefinition { name: null(), method: None, flags: 0, doc: null() },
 ];

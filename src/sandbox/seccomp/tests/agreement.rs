@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::super::compile::return_value;
 use super::super::profile::{Action, Condition, Entry, Op, Profile};
-use super::super::{Arch, Error, Options, Program, builtin_program};
+use super::super::{Arch, Error, NOTICE, Options, Program, builtin_program};
 use super::{ARCHES, NUMBERS, PROFILES, builtin};
 
 /// A built-in profile, compiled for one architecture.
@@ -162,6 +162,18 @@ proptest! {
         for number in 0..NUMBERS.cast_signed() {
             let (loose, tight) = (plain.run(Arch::HOST.audit(), number, &args), tight.run(Arch::HOST.audit(), number, &args));
             prop_assert!(tight == loose || tight == libc::SECCOMP_RET_USER_NOTIF | 13);
+        }
+    }
+
+    /// What is told runs all the same, and what is refused is refused.
+    #[test]
+    fn notices_change_no_fate(args in prop::array::uniform6(argument(&builtin("default")))) {
+        let plain = builtin_program("default", Options::default()).unwrap();
+        let told = builtin_program("default", Options { notices: true, ..Options::default() }).unwrap();
+        for number in 0..NUMBERS.cast_signed() {
+            let (plain, told) = (plain.run(Arch::HOST.audit(), number, &args), told.run(Arch::HOST.audit(), number, &args));
+            let is_told = plain == libc::SECCOMP_RET_ALLOW && told == libc::SECCOMP_RET_USER_NOTIF | NOTICE;
+            prop_assert!(told == plain || is_told);
         }
     }
 
