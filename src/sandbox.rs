@@ -16,6 +16,7 @@ pub(crate) mod evidence;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod idmap;
+pub(crate) mod input;
 pub(crate) mod knob;
 pub(crate) mod landlock;
 pub(crate) mod line;
@@ -55,6 +56,8 @@ pub use error::Error;
 use error::failed;
 pub use evidence::Stream;
 use idmap::HostIds;
+use input::Values;
+pub use input::{Input, InputError};
 use mounts::{Bind, Private, View};
 use nest::{Ground, Nest};
 use plan::{Arg, Plan, literal};
@@ -166,7 +169,8 @@ impl Sandbox {
     fn execute(&self, script: Script, watch: Watch<'_>, check: bool, nest: Option<Nest>) -> Result<Outcome, Error> {
         let mut account = Account::begin(self);
         let setup_deadline = Instant::now() + self.config.limits.setup_timeout;
-        let Script { name: shown, source, args, inputs, stdin, artifacts, iteration: _ } = script;
+        let Script { name: shown, source, args, inputs, values, stdin, artifacts, iteration: _ } = script;
+        input::check(&values, &inputs)?;
         let nest = match nest {
             Some(nest) => nest,
             None => Nest::make(&self.ground, self.ground.cgroup(&self.config)?, NAMESPACES, None)?,
@@ -174,16 +178,17 @@ impl Sandbox {
         let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
         idmap::write_maps(nest.init.pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;
         let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
-        let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
         let file = guest::script_path(&shown);
-        let command = self.command(&file, &args, &inputs);
+        let command = self.command(&file, &args, &inputs, &values);
+        let limits = input::room(&self.config.limits, &values);
+        let channels = Channels::open(stdin, values.clone()).map_err(failed("open the pipes of the run"))?;
         let mut plan = self.plan(&nest, &view, &account.rlimits, &command, &channels.guest());
         nest.send(&mut plan, &self.ground)?;
         drop(view);
         let mut supervisor = Supervisor {
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
             sink: watch.sink,
-            ..Supervisor::of(nest, channels, &self.config.limits, &self.program)?
+            ..Supervisor::of(nest, channels, &limits, &self.program)?
         };
 
         // Init works on another CPU meanwhile.
@@ -219,9 +224,15 @@ impl Sandbox {
     }
 
     /// What the guest's process executes; `file` is its script, as it sees it.
-    fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
+    fn command<'a>(
+        &'a self,
+        file: &'a str,
+        args: &'a [String],
+        inputs: &'a [(String, PathBuf)],
+        values: &'a Values,
+    ) -> guest::Command<'a> {
         let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
-        self.command_for(guest::Task::Script { file, args, inputs })
+        self.command_for(guest::Task::Script { file, args, inputs, values })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {

@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::input::Values;
 use super::plan::{Arg, Plan, literal};
 use super::rlimits::{self, Rlimit};
 use crate::config::Config;
@@ -18,10 +19,11 @@ use crate::image::Interpreter;
 /// Where the guest sees the runner.
 const RUNNER_FOLDER: &str = "/run/nsbox/guest";
 /// The runner's files.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("runner", include_str!("../../rootfs/guest/runner.py")),
     ("collect", include_str!("../../rootfs/guest/collect.py")),
     ("relocate", include_str!("../../rootfs/guest/relocate.py")),
+    ("inputs", include_str!("../../rootfs/guest/inputs.py")),
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
     ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];
@@ -42,7 +44,7 @@ const ARROW_MALLOC: (&str, &str) = ("JE_ARROW_MALLOC_CONF", "background_thread:f
 pub(crate) const UMASK: u32 = 0o022;
 
 /// The descriptors of a script's process beside stdin, stdout and stderr: the script's text, a sealed memfd; an empty memfd
-/// for the result document; a pipe, in which a byte says that the script begins.
+/// for the result document; a pipe, in which a byte says that the script begins. The values that it is given come after.
 const SCRIPT: [&str; 3] = ["code", "result", "start"];
 /// Those of a zygote: its socket; the warm-up script, a sealed memfd.
 const ZYGOTE: [&str; 2] = ["zygote", "warm_up"];
@@ -205,6 +207,7 @@ pub(crate) enum Task<'a> {
         args: &'a [String],
         /// Names; with `=PATH` where they are not under /input.
         inputs: Vec<String>,
+        values: &'a Values,
     },
     /// A pool's slots.
     Zygote,
@@ -221,9 +224,11 @@ impl Command<'_> {
             format!("result_limit={}", config.limits.result).into(),
         ];
         let (descriptors, args): (&[&str], &[String]) = match &self.task {
-            Task::Script { file, args, inputs } => {
+            Task::Script { file, args, inputs, values } => {
                 argv.push(format!("file={file}").into());
                 argv.extend(inputs.iter().map(|name| format!("input={name}").into()));
+                let descriptors = 3 + SCRIPT.len()..;
+                argv.extend(values.iter().zip(descriptors).map(|((name, _), fd)| format!("value={name}={fd}").into()));
                 (&SCRIPT, args)
             }
             Task::Zygote => {
