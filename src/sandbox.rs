@@ -56,7 +56,6 @@ pub use error::Error;
 use error::failed;
 pub use evidence::Stream;
 use idmap::HostIds;
-use input::Values;
 pub use input::{Input, InputError};
 use mounts::{Bind, Private, View};
 use nest::{Ground, Nest};
@@ -179,9 +178,9 @@ impl Sandbox {
         idmap::write_maps(nest.init.pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;
         let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
         let file = guest::script_path(&shown);
-        let command = self.command(&file, &args, &inputs, &values);
+        let command = self.command(&file, &args, &inputs, !values.is_empty());
         let limits = input::room(&self.config.limits, &values);
-        let channels = Channels::open(stdin, values.clone()).map_err(failed("open the pipes of the run"))?;
+        let channels = Channels::open(stdin, &values).map_err(failed("open the pipes of the run"))?;
         let mut plan = self.plan(&nest, &view, &account.rlimits, &command, &channels.guest());
         nest.send(&mut plan, &self.ground)?;
         drop(view);
@@ -229,10 +228,10 @@ impl Sandbox {
         file: &'a str,
         args: &'a [String],
         inputs: &'a [(String, PathBuf)],
-        values: &'a Values,
+        has_values: bool,
     ) -> guest::Command<'a> {
         let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
-        self.command_for(guest::Task::Script { file, args, inputs, values })
+        self.command_for(guest::Task::Script { file, args, inputs, has_values })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {

@@ -1,8 +1,9 @@
 """Gives a script its inputs that are values: plain ones, arrays, tables.
 
-Loaded only where there are some. Each comes in a memfd that nobody can change (`src/sandbox/input/write.rs` says how it
-lies there). What is plain is read; the rest is mapped private and writable: a page that the script writes to is copied for it
-alone. The descriptors are closed before the script's first line.
+Loaded only where there are some. One message on a socket has their names, a line each, and with them (SCM_RIGHTS) a memfd
+for each that nobody can change; `src/sandbox/input/write.rs` says how the value lies there. What is plain is read; the rest
+is mapped private and writable: a page that the script writes to is copied for it alone. The descriptors are closed before the
+script's first line.
 """
 
 import marshal
@@ -17,20 +18,27 @@ CMSG_CLOEXEC, SOCKET, RIGHTS, UNIX, SEQPACKET = 0x40000000, 1, 1, 1, 5
 LONGEST, MOST = 16384, 253
 
 
-def receive(line):
-    """The names and descriptors that come with the next message on a slot's line."""
+def receive(line, is_last=False):
+    """The names and descriptors that come with the next message on a line of the supervisor's; whether that is its last."""
     import _socket
 
     socket = _socket.socket(UNIX, SEQPACKET, 0, line)
     try:
         names, rights, _, _ = socket.recvmsg(LONGEST, _socket.CMSG_SPACE(4 * MOST), CMSG_CLOEXEC)
     finally:
-        socket.detach()
+        if is_last:
+            socket.close()
+        else:
+            socket.detach()
     data = b"".join(data for level, kind, data in rights if (level, kind) == (SOCKET, RIGHTS))
     fds = memoryview(data[: len(data) // 4 * 4]).cast("i").tolist()
     names = names.decode().split("\n")
-    # Where the limit of open files leaves no room, some do not come.
-    return list(zip(names, fds + [None] * (len(names) - len(fds))))
+    if len(fds) != len(names):
+        # The limit of open files has left no room for some. What is left of it is for the error's own report.
+        for fd in fds:
+            posix.close(fd)
+        fds = [None] * len(names)
+    return list(zip(names, fds))
 
 
 def give(namespace, values):

@@ -12,7 +12,7 @@ The first code of the guest: trusted, but inside the wall, so nothing it says is
     prefix=DIR          `sys.prefix` of a virtual environment
     seed=N              seeds `random` and `numpy.random`
     input=NAME          a file or folder at /input/NAME (repeated); NAME=PATH, where nothing is mounted there
-    value=NAME=FD       an input that is a value, in a sealed memfd (repeated): see inputs.py
+    values=FD           socket with the inputs that are values: see inputs.py
     root=DIR            what stands for /work, /tmp, /input and /output is in it: see relocate.py
     network=yes         there is no sandbox, so a network
 
@@ -37,7 +37,7 @@ RESULT_NAMES = ("result", "metrics", "signal", "report")
 def parse(arguments):
     """Splits the command line into the protocol's keys and the script's own arguments."""
     single = {}
-    repeated = {"path": [], "input": [], "preload": [], "value": []}
+    repeated = {"path": [], "input": [], "preload": []}
     for position, argument in enumerate(arguments):
         if argument == "--":
             return single, repeated, arguments[position + 1 :]
@@ -486,7 +486,7 @@ def main():
         posix.close(start_fd)
 
     limit, root = int(single["result_limit"]), single.get("root")
-    values = [(name, int(fd)) for name, _, fd in (text.partition("=") for text in repeated["value"])]
+    values = load("inputs").receive(int(single["values"]), True) if "values" in single else ()
     ended = Ended(hooks, file, data, arguments, repeated["input"], limit, begin, root=root, values=values)
     ended.hand_back(result_fd)
     ended.finish()

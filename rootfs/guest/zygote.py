@@ -17,8 +17,7 @@ It runs no code of a script's. A slot is a fork of it that has been put behind t
     supervisor  the request, in messages of at most MESSAGE bytes: 16 bytes of nonce, then texts, each with its length in
                 four bytes before it: b"a" (answer) or b"x" (exit), the source, `__file__`, the number of arguments, the
                 arguments, the names of inputs
-    supervisor  after b"av" or b"xv" one more message: the names of inputs that are values, a line each, and their memfds
-                with it (SCM_RIGHTS)
+    supervisor  after b"av" or b"xv" one more message, with the inputs that are values: see inputs.py
     slot        the answer: the nonce, b"i" and the document, or b"m" where the memfd holds it
 
 An answer says that the script ended well; then the slot waits to be killed. Anything else than a good end is told by the

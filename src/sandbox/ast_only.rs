@@ -119,8 +119,8 @@ impl AstOnly {
         let rules = self.rules(&folder, &inputs)?;
 
         let nest = Nest::bare(&inner.ground)?;
-        let channels = Channels::open(stdin, values.clone()).map_err(failed("open the pipes of the run"))?;
-        let task = Task::Script { file: &file, args: &args, inputs, values: &values };
+        let channels = Channels::open(stdin, &values).map_err(failed("open the pipes of the run"))?;
+        let task = Task::Script { file: &file, args: &args, inputs, has_values: !values.is_empty() };
         let mut plan = Plan::new();
         self.plan_init(&mut plan, &account, nest.init.pid);
         plan.begin_guest();

@@ -10,6 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::guest::Descriptors;
 use super::input::Values;
+use super::line;
 use super::script::Stdin;
 
 /// MFD_NOEXEC_SEAL and MFD_EXEC, Linux 6.3.
@@ -27,14 +28,15 @@ pub(crate) struct Channels {
 
 /// How the script gets there, and how its beginning is known.
 enum Way {
-    /// A memfd of its text, and a pipe; and the values that it is given.
-    Memfd { code: File, start: (PipeReader, OwnedFd), values: Values },
+    /// A memfd of its text, and a pipe; and a socket with the values that it is given, if there are some.
+    Memfd { code: File, start: (PipeReader, OwnedFd), values: Option<OwnedFd> },
     /// A slot's end of its line: it has begun when it was sent.
     Line(OwnedFd),
 }
 
 impl Channels {
-    pub(crate) fn open(stdin: Stdin, values: Values) -> io::Result<Self> {
+    pub(crate) fn open(stdin: Stdin, values: &Values) -> io::Result<Self> {
+        let values = (!values.is_empty()).then(|| line::of_values(values)).transpose()?;
         Self::with(stdin, Way::Memfd { code: memory(c"nsbox-script")?, start: output()?, values })
     }
 
@@ -64,7 +66,7 @@ impl Channels {
             further: match &self.way {
                 Way::Memfd { code, start, values } => [code.as_raw_fd(), result, start.1.as_raw_fd()]
                     .into_iter()
-                    .chain(values.iter().map(|(_, value)| value.descriptor()))
+                    .chain(values.as_ref().map(AsRawFd::as_raw_fd))
                     .collect(),
                 Way::Line(line) => vec![line.as_raw_fd(), result],
             },

@@ -97,8 +97,8 @@ impl Direct {
         let file = folder.path().join(name.rsplit('/').next().unwrap_or_default()).to_string_lossy().into_owned();
 
         let nest = Nest::bare(&inner.ground)?;
-        let channels = Channels::open(stdin, values.clone()).map_err(failed("open the pipes of the run"))?;
-        let task = Task::Script { file: &file, args: &args, inputs, values: &values };
+        let channels = Channels::open(stdin, &values).map_err(failed("open the pipes of the run"))?;
+        let task = Task::Script { file: &file, args: &args, inputs, has_values: !values.is_empty() };
         let command = guest::Command { on_host: true, ..inner.command_for(task) };
         let mut plan = Plan::new();
         plan.call("lead a session", libc::SYS_setsid, &[]);

@@ -10,7 +10,6 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::input::Values;
 use super::plan::{Arg, Plan, literal};
 use super::rlimits::{self, Rlimit};
 use crate::config::Config;
@@ -44,8 +43,9 @@ const ARROW_MALLOC: (&str, &str) = ("JE_ARROW_MALLOC_CONF", "background_thread:f
 pub(crate) const UMASK: u32 = 0o022;
 
 /// The descriptors of a script's process beside stdin, stdout and stderr: the script's text, a sealed memfd; an empty memfd
-/// for the result document; a pipe, in which a byte says that the script begins. The values that it is given come after.
-const SCRIPT: [&str; 3] = ["code", "result", "start"];
+/// for the result document; a pipe, in which a byte says that the script begins; a socket with the values that it is given,
+/// where there are some.
+const SCRIPT: [&str; 4] = ["code", "result", "start", "values"];
 /// Those of a zygote: its socket; the warm-up script, a sealed memfd.
 const ZYGOTE: [&str; 2] = ["zygote", "warm_up"];
 
@@ -207,7 +207,8 @@ pub(crate) enum Task<'a> {
         args: &'a [String],
         /// Names; with `=PATH` where they are not under /input.
         inputs: Vec<String>,
-        values: &'a Values,
+        /// Whether it is given values.
+        has_values: bool,
     },
     /// A pool's slots.
     Zygote,
@@ -224,12 +225,10 @@ impl Command<'_> {
             format!("result_limit={}", config.limits.result).into(),
         ];
         let (descriptors, args): (&[&str], &[String]) = match &self.task {
-            Task::Script { file, args, inputs, values } => {
+            Task::Script { file, args, inputs, has_values } => {
                 argv.push(format!("file={file}").into());
                 argv.extend(inputs.iter().map(|name| format!("input={name}").into()));
-                let descriptors = 3 + SCRIPT.len()..;
-                argv.extend(values.iter().zip(descriptors).map(|((name, _), fd)| format!("value={name}={fd}").into()));
-                (&SCRIPT, args)
+                (if *has_values { &SCRIPT } else { &SCRIPT[..3] }, args)
             }
             Task::Zygote => {
                 argv.extend(config.preload.iter().map(|module| format!("preload={module}").into()));

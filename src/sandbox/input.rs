@@ -19,7 +19,7 @@ use crate::config::Limits;
 use crate::outcome::Value;
 use write::Writer;
 
-/// The most inputs of one run that are values: they come with one message, and it and a plan have room for 253 descriptors.
+/// The most inputs of one run that are values. They come with one message, which can carry 253 descriptors (SCM_MAX_FD).
 pub(crate) const MOST: usize = 128;
 /// The longest name.
 const LONGEST_NAME: usize = 64;

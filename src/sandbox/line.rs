@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -86,18 +86,25 @@ impl Request<'_> {
         for part in message.chunks(MESSAGE) {
             send(socket.as_raw_fd(), part, MsgFlags::MSG_NOSIGNAL)?;
         }
-        if self.values.is_empty() { Ok(()) } else { self.send_values(socket) }
+        if self.values.is_empty() { Ok(()) } else { send_values(socket, self.values) }
     }
+}
 
-    /// Sends the names of values, and their memfds with them.
-    fn send_values(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let names: Vec<&str> = self.values.iter().map(|(name, _)| name.as_str()).collect();
-        let descriptors: Vec<_> = self.values.iter().map(|(_, value)| value.descriptor()).collect();
-        let (names, rights) = (names.join("\n"), [ControlMessage::ScmRights(&descriptors)]);
-        let parts = [io::IoSlice::new(names.as_bytes())];
-        sendmsg::<()>(socket.as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
-        Ok(())
-    }
+/// Sends the names of values, and their memfds with them.
+fn send_values(socket: BorrowedFd<'_>, values: &Values) -> io::Result<()> {
+    let names: Vec<&str> = values.iter().map(|(name, _)| name.as_str()).collect();
+    let descriptors: Vec<_> = values.iter().map(|(_, value)| value.descriptor()).collect();
+    let (names, rights) = (names.join("\n"), [ControlMessage::ScmRights(&descriptors)]);
+    let parts = [io::IoSlice::new(names.as_bytes())];
+    sendmsg::<()>(socket.as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// The guest's end of a line that holds nothing but the message with these values.
+pub(crate) fn of_values(values: &Values) -> io::Result<OwnedFd> {
+    let (socket, theirs) = open()?;
+    send_values(socket.as_fd(), values)?;
+    Ok(theirs)
 }
 
 /// The supervisor's end, while an answer is awaited.

@@ -61,7 +61,7 @@ impl Sandbox {
                 "a config.json has no place for inputs that are values: describe the run with files in their place";
             return Err(Error::Unsupported(why.to_owned()));
         }
-        let command = self.command(&file, &script.args, &script.inputs, &script.values);
+        let command = self.command(&file, &script.args, &script.inputs, false);
         let profile = Profile::named(&self.config.seccomp)?;
         let linux = LinuxBuilder::default()
             .uid_mappings([mapping(ids.0)?])

@@ -76,9 +76,9 @@ fn input_larger_than_the_limit_of_memory_can_be_read() {
     if !alone("cost::input_larger_than_the_limit_of_memory_can_be_read") {
         return;
     }
-    let Some((python, _)) = libraries() else { return };
+    let Some((python, packages)) = libraries() else { return };
     let array = array();
-    for way in Way::all(&python, "numpy", &[("limits.memory", "96m")]) {
+    for way in Way::all(&python, Some(&packages), &[("limits.memory", "96m")]) {
         let outcome = way.run(Script::from("result = x.shape[0] if x.max() > 1e7 else 0").give("x", &array));
         assert_eq!(outcome.verdict, Verdict::Ok, "{:?} {outcome:#?}", way.backend());
     }

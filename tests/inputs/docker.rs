@@ -37,8 +37,7 @@ fn every_kind_is_there_and_writable_in_containers() {
     let Some((_, packages)) = libraries() else { return };
     // The base image has the same version of Python, and no libraries of its own.
     for _ in 0..2 {
-        let source = WRITES.replace("sorted(inputs)", "sorted(set(inputs) - {'libs'})");
-        let outcome = docker.run(give(&source).input("libs", &packages), Watch::default());
+        let outcome = docker.run(give(WRITES).input("libs", &packages), Watch::default());
         expect(&outcome, Verdict::Ok);
         assert_eq!(outcome.result, Some(written()));
     }

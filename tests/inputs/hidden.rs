@@ -54,7 +54,7 @@ fn script_has_no_way_to_the_memory_of_its_caller() {
     let Some((python, _)) = libraries() else { return };
     let input = Input::new(Array::from(&[1.0; 4096][..])).unwrap();
     let keys = [("check", "false")];
-    let (cold, warm) = (Way::cold(&python, &keys), Way::warm(&python, "numpy", &keys));
+    let (cold, warm) = (Way::cold(&python, &keys), Way::warm(&python, "pandas,numpy", &keys));
     let expected = Value::from(vec![
         text("no descriptor"),
         Value::from(vec![text("rw-p")]),
@@ -78,7 +78,7 @@ fn running_neighbours_do_not_see_each_others_writes() {
     }
     let Some((python, _)) = libraries() else { return };
     let input = Input::new(Array::from(&[0.0; 10_000][..])).unwrap();
-    let pool = Way::warm(&python, "numpy", &[("check", "false")]);
+    let pool = Way::warm(&python, "pandas,numpy", &[("check", "false")]);
     // Each writes its own number all over, while the other does.
     let source = "
 import time

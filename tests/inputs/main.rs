@@ -19,7 +19,7 @@ mod plain;
 mod refused;
 mod tables;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nsbox::config::{Config, Resolver};
 use nsbox::event::Log;
@@ -42,6 +42,8 @@ enum Way {
     Cold(Box<Sandbox>),
     Warm(Pool),
     Routed(Backend, Box<Router>),
+    /// `ast-only` on an interpreter that every user may read, which is shown this folder of packages.
+    AstOnly(Box<Router>, Option<PathBuf>),
 }
 
 impl Way {
@@ -54,14 +56,19 @@ impl Way {
         Self::Warm(Pool::builder(config(python, &keys)).slots(2).build().unwrap())
     }
 
-    /// All but Docker, which has an interpreter of its own.
-    fn all(python: &Path, preload: &str, keys: &[(&str, &str)]) -> Vec<Self> {
-        let router = |own: &[(&str, &str)]| Box::new(Router::new(config(python, &[own, keys].concat()), Log::off()));
+    /// All but Docker, which has an interpreter of its own: of this interpreter, with these packages.
+    fn all(python: &Path, packages: Option<&Path>, keys: &[(&str, &str)]) -> Vec<Self> {
+        let router = |python, own: &[(&str, &str)]| {
+            let config = config(python, &[own, keys].concat());
+            Box::new(Router::new(config, Log::off()))
+        };
+        let path = packages.map_or_else(|| "A=B".to_owned(), |packages| format!("PYTHONPATH={}", packages.display()));
+        let ast_only = router(BARE.as_ref(), &[("backend", "ast-only"), ("env", &path)]);
         vec![
             Self::cold(python, keys),
-            Self::warm(python, preload, keys),
-            Self::Routed(Backend::AstOnly, router(&[("backend", "ast-only")])),
-            Self::Routed(Backend::Direct, router(&[("enabled", "false")])),
+            Self::warm(python, if packages.is_some() { "pandas,numpy" } else { "json" }, keys),
+            Self::AstOnly(ast_only, packages.map(Path::to_owned)),
+            Self::Routed(Backend::Direct, router(python, &[("enabled", "false")])),
         ]
     }
 
@@ -69,6 +76,7 @@ impl Way {
         match self {
             Self::Cold(_) | Self::Warm(_) => Backend::Namespace,
             Self::Routed(backend, _) => *backend,
+            Self::AstOnly(..) => Backend::AstOnly,
         }
     }
 
@@ -77,6 +85,10 @@ impl Way {
             Self::Cold(sandbox) => sandbox.run(script),
             Self::Warm(pool) => pool.run(script, Watch::default()),
             Self::Routed(_, router) => router.run(script, Watch::default()),
+            Self::AstOnly(router, packages) => {
+                let script = packages.iter().fold(script, |script, packages| script.input("libs", packages));
+                router.run(script, Watch::default())
+            }
         }
     }
 

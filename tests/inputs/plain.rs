@@ -99,7 +99,7 @@ fn any_value_comes_back_as_it_went_in() {
         return;
     }
     let Some((python, _)) = libraries() else { return };
-    let pool = Way::warm(&python, "numpy", &[]);
+    let pool = Way::warm(&python, "pandas,numpy", &[]);
     let mut runner = TestRunner::new(Config { cases: 100, failure_persistence: None, ..Config::default() });
     let strategy = prop::collection::vec(value(), 1..20).prop_map(Value::from);
     let tested = runner.run(&strategy, |value| {

@@ -22,7 +22,7 @@ fn names_that_no_global_can_have_are_refused_before_anything_runs() {
     }
     let input = Input::new(1).unwrap();
     let give = |names: &[&str]| names.iter().fold(Script::from("print(1)"), |script, name| script.give(*name, &input));
-    for way in Way::all(BARE.as_ref(), "json", &[]) {
+    for way in Way::all(BARE.as_ref(), None, &[]) {
         for name in ["a b", "1a", "for", "inputs", "__file__", "result", ""] {
             says(&way.run(give(&[name])), Verdict::Unavailable, &format!("{name:?} cannot name a value"));
         }
@@ -52,7 +52,7 @@ fn library_that_the_image_lacks_is_named() {
     let table = Input::new(prices).unwrap();
     let array = Input::new(Array::from(&[1.0][..])).unwrap();
     assert!(packages.join("pyarrow").exists());
-    for way in Way::all(BARE.as_ref(), "json", &[]) {
+    for way in Way::all(BARE.as_ref(), None, &[]) {
         let ran = way.run(Script::from("print('it runs')").give("ones", &array));
         says(&ran, Verdict::Error, "the input 'ones' holds an array, which needs numpy, and numpy is not in the image");
         assert!(ran.stdout.is_empty());
