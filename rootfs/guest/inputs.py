@@ -72,8 +72,7 @@ def map_private(fd, length):
 
     `mmap` would keep a descriptor open, and numpy imports ctypes in any case.
     """
-    import ctypes
-
+    ctypes = need("ctypes", "an array or a table")
     mmap = ctypes.CDLL(None, use_errno=True).mmap
     mmap.restype = ctypes.c_void_p
     mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
@@ -139,7 +138,8 @@ def arrow(memory, kind, offset, length):
     need("pandas", "a table")
     pyarrow, ipc = need("pyarrow", "a table"), need("pyarrow.ipc", "a table")
     buffer = pyarrow.py_buffer(memory)
-    table = ipc.open_stream(buffer.slice(offset, length)).read_all()
+    options = ipc.IpcReadOptions(use_threads=False)
+    table = ipc.open_stream(buffer.slice(offset, length), options=options).read_all()
     frame = frame_of(table, memory, buffer.address)
     if kind == "frame":
         return frame
@@ -157,22 +157,27 @@ def frame_of(table, memory, address):
     index = {level for level in metadata.get("index_columns", ()) if isinstance(level, str)}
     positions = [position for position, name in enumerate(table.schema.names) if name not in index]
     # What the whole of it would be: labels and types.
-    model = table.schema.empty_table().to_pandas()
+    model = to_pandas(table.schema.empty_table())
     if len(positions) != model.shape[1]:
-        return table.to_pandas().copy()
+        return to_pandas(table).copy()
     columns = {
         position: in_place(table.column(position), dtype, memory, address)
         for position, dtype in zip(positions, model.dtypes)
     }
     others = [position for position in range(table.num_columns) if columns.get(position) is None]
     # Copied, for a single column of a type would be Arrow's own memory, which is read-only.
-    rest = table.select(others).to_pandas().copy()
+    rest = to_pandas(table.select(others)).copy()
     converted = (rest.iloc[:, position].array for position in range(rest.shape[1]))
     arrays = [next(converted) if columns[position] is None else columns[position] for position in positions]
     frame = pandas.DataFrame(dict(enumerate(arrays)), index=rest.index, copy=False)
     frame.columns = model.columns
     frame.attrs = rest.attrs
     return frame
+
+
+def to_pandas(table):
+    """Without threads, which would be there before the script's first line, and in the way of its forks."""
+    return table.to_pandas(use_threads=False)
 
 
 def in_place(column, dtype, memory, address):

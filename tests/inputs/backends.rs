@@ -6,7 +6,7 @@ use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use nsbox::event::Log;
 use nsbox::outcome::{Array, Backend, Table, Value, Verdict};
 use nsbox::router::Router;
-use nsbox::sandbox::{Input, Script, Watch};
+use nsbox::sandbox::{Input, Script, Stdin, Watch};
 
 use crate::harness::alone;
 use crate::python::libraries;
@@ -115,6 +115,22 @@ fn files_and_values_stand_side_by_side() {
         let script = Script::from(source).input("data", &path).value("x", 2.5).unwrap().arg("arg");
         let expected = list([text("content"), 2.5.into(), list(["data", "x"].map(text)), text("arg")]);
         assert_eq!(way.result(script), expected, "{:?}", way.backend());
+    }
+}
+
+#[test]
+fn slots_made_to_order_have_values() {
+    if !alone("backends::slots_made_to_order_have_values") {
+        return;
+    }
+    let keys = [("check", "false")];
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    for way in [Way::cold(BARE.as_ref(), &keys), Way::warm(BARE.as_ref(), "json", &keys)] {
+        let source = "import sys\nopen('/output/x', 'w').write(x)\nresult = [x, sys.stdin.read()]";
+        let script = Script::from(source).value("x", "value").unwrap().stdin(Stdin::Stream(Box::new(&b"stream"[..])));
+        let result = way.result(script.artifacts(folder.path().join("out")));
+        assert_eq!(result, list(["value", "stream"].map(text)));
+        assert_eq!(std::fs::read_to_string(folder.path().join("out/x")).unwrap(), "value");
     }
 }
 

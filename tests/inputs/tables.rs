@@ -8,7 +8,7 @@ use nsbox::outcome::{Table, TableKind, Value, Verdict};
 use nsbox::sandbox::{Input, Script};
 
 use crate::harness::{alone, require};
-use crate::python::libraries;
+use crate::python::{environment, libraries};
 use crate::{Way, list, text};
 
 /// The prices of a CSV file: a column of days and others of numbers.
@@ -99,7 +99,14 @@ fn every_frame_comes_back_equal_and_writable() {
         return;
     }
     let Some((python, _)) = libraries() else { return };
-    let pool = Way::warm(&python, "pandas,numpy", &[("check", "false")]);
+    // pandas 3, and the last that a Python 3.10 has: pandas 2.
+    let older = environment("3.10").map(|folder| folder.join("bin/python3"));
+    for python in older.into_iter().chain([python]) {
+        every_frame(&Way::warm(&python, "pandas,numpy", &[("check", "false")]));
+    }
+}
+
+fn every_frame(pool: &Way) {
     let made = pool.result(Script::from(format!("{FRAMES}\nresult = frames")));
     let source = format!(
         "{FRAMES}
@@ -109,13 +116,30 @@ for name, frame in given.items():
         frame.iloc[0, column] = frame.iloc[1, column]
     if len(frame):
         assert frame.iloc[0].equals(frame.iloc[1]) or frame.isna().any(axis=None), name
-in_place = given['every'].copy(deep=False)
-array = in_place['f'].to_numpy()
-result = [len(given), given['every']['i'].tolist()[:3]]
+every = given['every']
+if pd.__version__ < '3':
+    every['f'].values[3] = 9
+    assert every['f'].iloc[3] == 9
+result = [len(given), every['i'].tolist()[:3]]
 "
     );
     let found = pool.result(Script::from(source).value("given", made).unwrap());
     assert_eq!(found, list([12.into(), list([1, 1, 2].map(Value::from))]));
+}
+
+#[test]
+fn frame_of_many_rows_comes_back_as_arrow_on_several_cpus() {
+    if !alone("tables::frame_of_many_rows_comes_back_as_arrow_on_several_cpus") {
+        return;
+    }
+    let Some((python, _)) = libraries() else { return };
+    // pyarrow would have threads make it, when all threads have been joined.
+    let cold = Way::cold(&python, &[("limits.cpus", "2")]);
+    let source = "import pandas as pd\nresult = pd.DataFrame({'a': range(5000), 'b': 1.5, 'c': 'x'})";
+    let made = cold.result(Script::from(source));
+    let Value::Table(table) = &made else { panic!("{made:?}") };
+    let batches = table.batches().unwrap();
+    assert_eq!((batches[0].num_rows(), batches[0].num_columns()), (5000, 3));
 }
 
 #[test]

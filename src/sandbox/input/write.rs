@@ -177,9 +177,9 @@ impl Writer {
             self.tuple(5);
             self.bytes(b'u', b"split")?;
             self.bytes(b'u', kind.as_bytes())?;
-            self.list(columns, level)?;
-            self.value(index, level + 1)?;
-            return self.list(data, level);
+            self.list(columns, level).map_err(|error| error.at(".columns"))?;
+            self.value(index, level + 1).map_err(|error| error.at(".index"))?;
+            return self.list(data, level).map_err(|error| error.at(".columns"));
         }
         let stream = table.ipc().unwrap_or_default();
         let offset = self.append(stream)?;
