@@ -17,7 +17,7 @@ const JSON_BUDGET: usize = 256 << 20;
 /// What a cell of an array or a table costs at least.
 const CELL: usize = 64;
 
-/// A value collected from a guest, or to be given to one.
+/// A value collected from the guest.
 #[derive(Debug, Clone, PartialEq, JsonSchema)]
 #[schemars(with = "Json")]
 pub enum Value {

@@ -22,8 +22,8 @@ pub fn inputs() -> [(&'static str, Input); 3] {
     ];
     let table = Table::from_batch(&RecordBatch::try_from_iter(columns).unwrap()).unwrap();
     let array = Array::from(&[1.0, 2.0, 4.0][..]);
-    [("plain", plain.into()), ("array", array.into()), ("table", Value::from(table))]
-        .map(|(name, value): (_, Value)| (name, Input::new(value).unwrap()))
+    [("plain", plain), ("array", array.into()), ("table", Value::from(table))]
+        .map(|(name, value)| (name, Input::new(value).unwrap()))
 }
 
 /// Writes to all that it was given, after it has told what that was.

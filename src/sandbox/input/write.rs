@@ -31,15 +31,15 @@ pub(super) const MOST_PLAIN: usize = 1 << 30;
 /// The most levels of lists and dicts.
 pub(super) const MOST_LEVELS: usize = 100;
 /// Where segments begin: no instruction asks for more, and it is what Arrow recommends.
-const ALIGNMENT: u64 = 64;
+const ALIGNMENT: usize = 64;
 /// What stands before the first segment.
-const HEAD: u64 = ALIGNMENT;
+const HEAD: usize = ALIGNMENT;
 
 /// Writes one value into a memfd.
 pub(super) struct Writer {
     file: File,
     /// Bytes written so far.
-    at: u64,
+    at: usize,
     tree: Vec<u8>,
     /// Whether something in the tree is not plain.
     places: bool,
@@ -48,25 +48,24 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn write(file: File, value: &Value) -> Result<File, InputError> {
         let mut writer = Self { file, at: 0, tree: Vec::new(), places: false };
-        writer.append(&[0; HEAD as usize])?;
+        writer.append(&[0; HEAD])?;
         writer.tuple(2);
         writer.value(value, 0)?;
         writer.tree.push(if writer.places { b'T' } else { b'F' });
         let tree = std::mem::take(&mut writer.tree);
         let at = writer.append(&tree)?;
-        let head = [at.to_le_bytes(), (tree.len() as u64).to_le_bytes()].concat();
+        let head = [at, tree.len()].map(|word| (word as u64).to_le_bytes()).concat();
         writer.file.write_all_at(&head, 0).map_err(InputError::Memory)?;
         Ok(writer.file)
     }
 
     /// Writes bytes where the next segment begins; returns where that is.
-    fn append(&mut self, bytes: &[u8]) -> Result<u64, InputError> {
+    fn append(&mut self, bytes: &[u8]) -> Result<usize, InputError> {
         let begin = self.at.next_multiple_of(ALIGNMENT);
-        let padding = [0; ALIGNMENT as usize];
-        let gap = usize::try_from(begin - self.at).unwrap_or(0);
-        let written = self.file.write_all(&padding[..gap]).and_then(|()| self.file.write_all(bytes));
+        let padding = &[0; ALIGNMENT][..begin - self.at];
+        let written = self.file.write_all(padding).and_then(|()| self.file.write_all(bytes));
         written.map_err(InputError::Memory)?;
-        self.at = begin + bytes.len() as u64;
+        self.at = begin + bytes.len();
         Ok(begin)
     }
 
@@ -166,7 +165,7 @@ impl Writer {
         self.bytes(b'u', array.dtype().to_string().as_bytes())?;
         self.tuple(array.shape().len());
         array.shape().iter().for_each(|&length| self.integer(length as i128));
-        self.integer(offset.into());
+        self.integer(offset as i128);
         Ok(())
     }
 
@@ -186,7 +185,7 @@ impl Writer {
         self.tuple(4);
         self.bytes(b'u', b"arrow")?;
         self.bytes(b'u', kind.as_bytes())?;
-        self.integer(offset.into());
+        self.integer(offset as i128);
         self.integer(stream.len() as i128);
         Ok(())
     }
