@@ -101,7 +101,7 @@ impl InputError {
 /// without nulls, are not copied, and can be written to; other columns are made by pyarrow for each run.
 ///
 /// ```
-/// use nsbox::outcome::{Array, Value};
+/// use nsbox::outcome::Array;
 /// use nsbox::sandbox::{Input, Script};
 ///
 /// let prices = Input::new(Array::from(&[101.5, 102.25][..]))?;

@@ -1,12 +1,14 @@
 //! Every kind of value on every backend, under the check.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use nsbox::batch::{Batch, Record, strategies};
 use nsbox::event::Log;
-use nsbox::outcome::{Array, Backend, Table, Value, Verdict};
+use nsbox::outcome::{Array, Backend, Ended, Table, Value, Verdict};
 use nsbox::router::Router;
-use nsbox::sandbox::{Input, Script, Stdin, Watch};
+use nsbox::sandbox::{Cancel, Input, Script, Stdin, Watch};
 
 use crate::harness::alone;
 use crate::python::libraries;
@@ -144,6 +146,35 @@ fn backend_that_takes_over_has_the_values_too() {
     let outcome = router.run(Script::from("result = x + 1").value("x", 41).unwrap(), Watch::default());
     assert_eq!((outcome.verdict, outcome.backend), (Verdict::Ok, Some(Backend::AstOnly)), "{outcome:#?}");
     assert_eq!((outcome.result, outcome.attempts.len()), (Some(42.into()), 1));
+}
+
+#[test]
+fn loop_gives_one_table_to_all_its_strategies() {
+    if !alone("backends::loop_gives_one_table_to_all_its_strategies") {
+        return;
+    }
+    let Some((python, _)) = libraries() else { return };
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    for factor in 1..=3 {
+        let source = format!("table['price'] = table['price'] * {factor}\nmetrics = {{'sum': table['price'].sum()}}\n");
+        std::fs::write(folder.path().join(format!("strategy{factor}.py")), source).unwrap();
+    }
+    let table = &inputs()[2].1;
+    let router = Router::new(config(&python, &[]), Log::off()).jobs(2);
+    let batch = Batch::new(strategies(&[folder.path().to_owned()]).unwrap()).iterations(12).jobs(2);
+    let mut records = Vec::new();
+    let given = |script: Script, _| script.give("table", table);
+    let ran = batch.run(&router, &HashSet::new(), &Cancel::new().unwrap(), given, |record| {
+        records.push(record);
+        Ok::<(), ()>(())
+    });
+    ran.unwrap();
+    assert_eq!(records.len(), 12);
+    for Record { iteration, outcome, .. } in records {
+        assert_eq!((outcome.verdict, outcome.ended), (Verdict::Ok, Ended::Answered), "{outcome:#?}");
+        let sum = [7.5, 15.0, 22.5][usize::try_from(iteration).unwrap() % 3];
+        assert_eq!(outcome.metrics, Some(vec![("sum".to_owned(), Value::from(sum))].into()));
+    }
 }
 
 #[test]
