@@ -153,6 +153,13 @@ def arrow(memory, kind, offset, length):
 def frame_of(table, memory, address):
     """A `DataFrame`: numbers and times where they lie, if none is missing; all else, and the index, as pyarrow makes it."""
     pandas = sys.modules["pandas"]
+    if not table.schema.metadata and table.num_columns:
+        arrays = [in_place(column, None, memory, address) for column in table.columns]
+        if all(array is not None for array in arrays):
+            # Nothing is left for pyarrow to make, which takes as long as all the rest.
+            frame = pandas.DataFrame(dict(enumerate(arrays)), copy=False)
+            frame.columns = table.schema.names
+            return frame
     metadata = table.schema.pandas_metadata or {}
     index = {level for level in metadata.get("index_columns", ()) if isinstance(level, str)}
     positions = [position for position, name in enumerate(table.schema.names) if name not in index]
@@ -181,9 +188,9 @@ def to_pandas(table):
 
 
 def in_place(column, dtype, memory, address):
-    """A column's numbers as an array on the mapped memory; None where pandas needs them in another form."""
+    """A column's numbers as an array on the mapped memory; None where pandas needs them in another form, such as `dtype`."""
     numpy, types = sys.modules["numpy"], sys.modules["pyarrow"].types
-    if column.num_chunks != 1 or column.null_count or not isinstance(dtype, numpy.dtype):
+    if column.num_chunks != 1 or column.null_count:
         return None
     kind = column.type
     if types.is_integer(kind) or types.is_floating(kind):
@@ -194,7 +201,7 @@ def in_place(column, dtype, memory, address):
         return None
     chunk = column.chunk(0)
     begin = chunk.buffers()[1].address - address + chunk.offset * own.itemsize
-    if own != dtype or not 0 <= begin <= len(memory) - len(chunk) * own.itemsize:
+    if dtype is not None and own != dtype or not 0 <= begin <= len(memory) - len(chunk) * own.itemsize:
         return None
     return numpy.ndarray(len(chunk), own, memory, begin)
 
