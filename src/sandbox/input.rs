@@ -122,7 +122,9 @@ struct Content {
 pub(crate) type Values = Vec<(String, Input)>;
 
 impl Input {
-    /// Copies a value into memory of its own. The memory is the caller's, and is free once no script and no run has it.
+    /// Copies a value into memory of its own. The memory is the caller's, and is free once no script and no run has it; to a
+    /// run counts what it writes to, a page of 4 KiB at a time. Arrays and tables may be as large as that memory, all else of
+    /// a value takes at most 1 GiB.
     ///
     /// # Errors
     /// A value that has no form in Python or is too large, or memory that cannot be had.
