@@ -81,8 +81,13 @@ fn guest_digest() -> Result<u64, Box<dyn Error>> {
     for file in files {
         (&file, fs::read(&file)?).hash(&mut hasher);
     }
-    for file in ["src/sys/program.rs", "src/sys/init/execute.rs", "src/sys/init/module.rs", "src/sys/init/restorer.rs"]
-    {
+    for file in [
+        "src/sys/program.rs",
+        "src/sys/init/execute.rs",
+        "src/sys/init/module.rs",
+        "src/sys/init/restorer.rs",
+        "src/sys/init/restorer/pages.rs",
+    ] {
         (file, fs::read(file)?).hash(&mut hasher);
     }
     Ok(hasher.finish())

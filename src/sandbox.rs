@@ -16,6 +16,7 @@ pub(crate) mod evidence;
 pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod idmap;
+pub(crate) mod input;
 pub(crate) mod knob;
 pub(crate) mod landlock;
 pub(crate) mod line;
@@ -56,6 +57,7 @@ pub use error::Error;
 use error::failed;
 pub use evidence::Stream;
 use idmap::HostIds;
+pub use input::{Input, InputError};
 use mounts::{Bind, Private, View};
 use nest::{Ground, Nest};
 use plan::{Arg, Plan, literal};
@@ -136,10 +138,11 @@ impl Sandbox {
             return Ok(());
         }
         let script = Script::from(guest::COMPILE).name("compile.py");
-        // Under limits of its own: those of the caller's script may be too tight for it.
+        // Under limits and a profile of its own: those of the caller's script may be too tight for it.
         let limits = std::mem::take(&mut self.config.limits);
+        let program = std::mem::replace(&mut self.program, filter("default", self.ids, false)?);
         let outcome = self.execute(script, Watch::default(), false, None);
-        self.config.limits = limits;
+        (self.config.limits, self.program) = (limits, program);
         let outcome = outcome?;
         let files = account::files_of(&outcome);
         self.runner
@@ -167,7 +170,15 @@ impl Sandbox {
     fn execute(&self, script: Script, watch: Watch<'_>, check: bool, nest: Option<Nest>) -> Result<Outcome, Error> {
         let mut account = Account::begin(self);
         let setup_deadline = Instant::now() + self.config.limits.setup_timeout;
-        let Script { name: shown, source, args, inputs, stdin, artifacts, iteration: _ } = script;
+        let Script { name: shown, source, args, inputs, values, stdin, artifacts, iteration: _ } = script;
+        input::check(&values, &inputs)?;
+        if !self.program.lets_start() {
+            return Err(Error::Unsupported(format!(
+                "the seccomp profile `{}` lets no program be started, an interpreter as little as others, so it serves warm runs \
+                 alone: use --warm, or another profile with --seccomp",
+                self.config.seccomp
+            )));
+        }
         let nest = match nest {
             Some(nest) => nest,
             None => Nest::make(&self.ground, self.ground.cgroup(&self.config)?, NAMESPACES, None)?,
@@ -175,16 +186,17 @@ impl Sandbox {
         let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
         idmap::write_maps(nest.init.pid, guest_ids, account.host_ids).map_err(failed("map the guest's user"))?;
         let view = self.view(&inputs, artifacts.is_some(), account.host_ids)?;
-        let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
         let file = guest::script_path(&shown);
-        let command = self.command(&file, &args, &inputs);
+        let command = self.command(&file, &args, &inputs, !values.is_empty());
+        let limits = input::room(&self.config.limits, &values);
+        let channels = Channels::open(stdin, &values).map_err(failed("open the pipes of the run"))?;
         let mut plan = self.plan(&nest, &view, &account.rlimits, &command, &channels.guest());
         nest.send(&mut plan, &self.ground)?;
         drop(view);
         let mut supervisor = Supervisor {
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
             sink: watch.sink,
-            ..Supervisor::of(nest, channels, &self.config.limits, &self.program)?
+            ..Supervisor::of(nest, channels, &limits, &self.program)?
         };
 
         // Init works on another CPU meanwhile.
@@ -220,9 +232,15 @@ impl Sandbox {
     }
 
     /// What the guest's process executes; `file` is its script, as it sees it.
-    fn command<'a>(&'a self, file: &'a str, args: &'a [String], inputs: &'a [(String, PathBuf)]) -> guest::Command<'a> {
+    fn command<'a>(
+        &'a self,
+        file: &'a str,
+        args: &'a [String],
+        inputs: &'a [(String, PathBuf)],
+        has_values: bool,
+    ) -> guest::Command<'a> {
         let inputs = inputs.iter().map(|(name, _)| name.clone()).collect();
-        self.command_for(guest::Task::Script { file, args, inputs })
+        self.command_for(guest::Task::Script { file, args, inputs, has_values })
     }
 
     fn command_for<'a>(&'a self, task: guest::Task<'a>) -> guest::Command<'a> {
@@ -371,7 +389,7 @@ impl Equipment {
     fn gather(config: &Config, ids: HostIds) -> Result<Self, Error> {
         let store = image::store_dir()?;
         let image = image::find(&config.image, config.python.as_deref(), &store)?;
-        let program = filter(config, ids, false)?;
+        let program = filter(&config.seccomp, ids, false)?;
         let policy = policy(config)?;
         let runner =
             guest::Runner::install(&store, &image.python.cache_tag).map_err(failed("install the guest's runner"))?;
@@ -385,11 +403,11 @@ impl Equipment {
     }
 }
 
-/// The filter of runs by `config`; one that tells of every call which may leave more than memory behind, where a slot is used
+/// The filter by the profile `name`; one that tells of every call which may leave more than memory behind, where a slot is used
 /// again.
-fn filter(config: &Config, ids: HostIds, notices: bool) -> Result<seccomp::Program, seccomp::Error> {
+fn filter(name: &str, ids: HostIds, notices: bool) -> Result<seccomp::Program, seccomp::Error> {
     let require_memfd_noexec = !sets_memfd_noexec(ids);
-    seccomp::program(&config.seccomp, seccomp::Options { require_memfd_noexec, notices, ..seccomp::Options::default() })
+    seccomp::program(name, seccomp::Options { require_memfd_noexec, notices, ..seccomp::Options::default() })
 }
 
 /// The image's part of the guest's file system, with every source opened.

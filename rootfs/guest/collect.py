@@ -15,8 +15,7 @@ Beyond CBOR's own types a VALUE may be
     tag 27 ["split", KIND, {...}]          the same without pyarrow: "columns", "index" and each column's "data"
     tag 27 ["repr", TYPE, TEXT]            an object that has no value outside Python
 
-The script's own methods are not called where the type's own will do. Whatever they raise becomes a note: a result that
-cannot be written never fails a run.
+The script's own methods are not called where the type's own will do. What they raise is a note: no result fails a run.
 """
 
 import sys
@@ -155,6 +154,12 @@ class Encoder:
         elif len(self.notes) == MAX_NOTES:
             self.notes.append("further notes are left out")
 
+    def tagged(self, name, length):
+        """The begin of what CBOR has no type for: tag 27, a list of this length, its name."""
+        self.head(6, 27)
+        self.head(4, length)
+        self.text(name)
+
     def plain(self, *values):
         for value in values:
             self.value(value, "", 0)
@@ -183,8 +188,7 @@ class Encoder:
             # Half a value is none: take back what it has written.
             del self.chunks[chunks:]
             self.size = size
-            known = type(error) is Unrepresentable
-            why = str(error) if known else f"could not be read ({type_name(type(error))})"
+            why = str(error) if type(error) is Unrepresentable else f"could not be read ({type_name(type(error))})"
             self.opaque(value, where, why)
         finally:
             if fresh:
@@ -217,9 +221,7 @@ class Encoder:
         """What is left of an object without a form: its type. Its own `repr` is not asked."""
         name = type_name(type(value))
         self.note(where, f"{name} {why}")
-        self.head(6, 27)
-        self.head(4, 3)
-        self.text("repr")
+        self.tagged("repr", 3)
         self.text(name)
         self.text(f"<{name} object>")
 
@@ -360,9 +362,7 @@ class Encoder:
         data = numpy.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
         tag = TYPED_ARRAYS.get(f"{kind}{value.dtype.itemsize}")
         if tag is None:
-            self.head(6, 27)
-            self.head(4, 4)
-            self.text("array")
+            self.tagged("array", 4)
             self.text(str(value.dtype.newbyteorder("=")))
             self.shape(value)
         else:
@@ -386,14 +386,10 @@ class Encoder:
             raise OverLimit
         data = arrow_stream(kind, value)
         if data is not None:
-            self.head(6, 27)
-            self.head(4, 3)
-            self.text("arrow")
+            self.tagged("arrow", 3)
             self.text(kind)
             return self.binary(data)
-        self.head(6, 27)
-        self.head(4, 3)
-        self.text("split")
+        self.tagged("split", 3)
         self.text(kind)
         if kind == "frame":
             columns, index = list(value.columns), value.index
@@ -482,18 +478,22 @@ def column_values(column):
 
 def arrow_stream(kind, value):
     """The Arrow IPC stream of a pandas object, or None where pyarrow is missing or has no type for a column."""
+    threading = sys.modules["threading"]
+    is_over = getattr(threading, "_SHUTTING_DOWN", False)
     try:
-        import pyarrow
+        # pyarrow's first use registers for the end of all threads, which is over: it needs none of its own here.
+        threading._SHUTTING_DOWN = False
         import pyarrow.ipc
-
         if kind == "series":
             value = value.to_frame(name=value.name)
         elif kind == "index":
             value = value.to_frame(index=False)
-        table = pyarrow.Table.from_pandas(value)
+        table = pyarrow.Table.from_pandas(value, nthreads=1)
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         return sink.getvalue()
     except Exception:
         return None
+    finally:
+        threading._SHUTTING_DOWN = is_over

@@ -7,6 +7,7 @@ of 16 bytes, the length of the rest in four (little endian), then texts `KEY=VAL
     source=TEXT         the script, the very text that was checked
     file=PATH           its `__file__`
     arg=, input=        its arguments, the names of its inputs (repeated)
+    value=NAME          an input that is a value, in the file /run/nsbox/values/NAME (repeated): see inputs.py
     seed=, cpus=        as in the configuration
     timeout=, cpu_time= in seconds
     output_limit=       in bytes, of each stream: no more than one byte over it is passed on
@@ -197,7 +198,9 @@ def run_script(request, given, out, err, result, start, go):
         posix.write(start, b"\n")
         posix.close(start)
 
-    ended = runner.Ended(hooks, file, source, arguments, inputs, limit, begin)
+    names = [value.decode() for value in request.get("value", ())]
+    values = [(name, posix.open(f"/run/nsbox/values/{name}", posix.O_RDONLY | posix.O_CLOEXEC)) for name in names]
+    ended = runner.Ended(hooks, file, source, arguments, inputs, limit, begin, values=values)
     ended.hand_back(result)
     ended.finish()
     runner.leave(ended.code, {0, 1, 2, result})

@@ -12,6 +12,7 @@ The first code of the guest: trusted, but inside the wall, so nothing it says is
     prefix=DIR          `sys.prefix` of a virtual environment
     seed=N              seeds `random` and `numpy.random`
     input=NAME          a file or folder at /input/NAME (repeated); NAME=PATH, where nothing is mounted there
+    values=FD           socket with the inputs that are values: see inputs.py
     root=DIR            what stands for /work, /tmp, /input and /output is in it: see relocate.py
     network=yes         there is no sandbox, so a network
 
@@ -203,8 +204,7 @@ def new_main(file, inputs):
         __loader__=_frozen_importlib_external.SourceFileLoader("__main__", file),
     )
     if inputs:
-        pairs = [name.partition("=") for name in inputs]
-        main.inputs = {name: path or f"/input/{name}" for name, _, path in pairs}
+        main.inputs = {name: path or f"/input/{name}" for name, _, path in (text.partition("=") for text in inputs)}
     sys.modules["__main__"] = main
     return main
 
@@ -352,15 +352,13 @@ def report(error, file, data):
 
 def join_threads():
     """Waits for the threads that are not daemons."""
-    threading = sys.modules.get("threading")
-    if threading is not None:
-        threading._shutdown()
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
 
 
 def run_exit_handlers():
-    atexit = sys.modules.get("atexit")
-    if atexit is not None:
-        atexit._run_exitfuncs()
+    if "atexit" in sys.modules:
+        sys.modules["atexit"]._run_exitfuncs()
 
 
 def flush_output():
@@ -431,11 +429,11 @@ def leave(code, known):
 class Ended:
     """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
 
-    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True, root=None, written=True):
-        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process.
-        `written`: the script is put where its `__file__` says."""
+    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True, root=None, kept=False, values=()):
+        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process; `kept`: no
+        file is written, not even where its `__file__` says; `values`: inputs by name and descriptor."""
         text = data.decode("utf-8").removeprefix("\ufeff")
-        if written:
+        if not kept:
             write_script(file, data)
         sys.argv[:] = [file, *arguments]
         sys.orig_argv[:] = [sys.executable, *sys.argv]
@@ -443,12 +441,11 @@ class Ended:
         self.main = main = new_main(file, inputs)
         keep_source(hooks, file, text)
         process = posix.getpid()
+        error = load("inputs").give(main.__dict__, values) if values else None
         begin()
-        self.error = error = run(main, text, file, root)
+        self.error = error = error or run(main, text, file, root)
         self.code = exit_code_of(error)
-        failure = None
-        if error is not None and not isinstance(error, SystemExit):
-            failure = report(error, file, data)
+        failure = None if error is None or isinstance(error, SystemExit) else report(error, file, data)
         if last:
             # To Python this is the end: no thread pool takes work afterwards.
             join_threads()
@@ -490,7 +487,8 @@ def main():
         posix.close(start_fd)
 
     limit, root = int(single["result_limit"]), single.get("root")
-    ended = Ended(hooks, file, data, arguments, repeated["input"], limit, begin, root=root)
+    values = load("inputs").receive(int(single["values"]), True) if "values" in single else ()
+    ended = Ended(hooks, file, data, arguments, repeated["input"], limit, begin, root=root, values=values)
     ended.hand_back(result_fd)
     ended.finish()
     leave(ended.code, {0, 1, 2, result_fd})

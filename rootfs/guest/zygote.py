@@ -18,6 +18,7 @@ It runs no code of a script's. A slot is a fork of it that has been put behind t
     supervisor  the request, in messages of at most MESSAGE bytes: 16 bytes of nonce, then texts, each with its length in
                 four bytes before it: b"a" (answer) or b"x" (exit), the source, `__file__`, the number of arguments, the
                 arguments, the names of inputs
+    supervisor  after b"av" or b"xv" one more message, with the inputs that are values: see inputs.py
     slot        the answer: the nonce, b"i" and the document, or b"m" where the memfd holds it
 
 An answer says that the script ended well; then the slot waits to be killed. Anything else than a good end is told by the
@@ -51,6 +52,7 @@ def main(runner, single, repeated):
     runner.prepare_interpreter("/work", single, repeated)
     hooks = runner.hook_imports(None)
     runner.load("collect")
+    runner.load("inputs")
     for module in repeated["preload"]:
         try:
             __import__(module)
@@ -303,11 +305,12 @@ def serve(runner, hooks, native, hot, state, seed, limit, restored):
     if len(data) < 20:
         posix._exit(0)
     nonce, texts = receive(data)
-    ended = execute(runner, hooks, texts, limit, True, not restored)
+    values = runner.load("inputs").receive(REQUEST) if texts[0][1:] else ()
+    ended = execute(runner, hooks, texts, limit, True, restored, values)
     if ended.is_child:
         ended.finish()
         runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
-    if ended.code == 0 and texts[0] == b"a":
+    if ended.code == 0 and texts[0][:1] == b"a":
         ended.finish()
         if ended.code == 0 and answer(runner, REQUEST, nonce, ended.document):
             # Killed here, mostly. Where the supervisor wants to see the process end by itself, it hangs up.
@@ -319,12 +322,13 @@ def serve(runner, hooks, native, hot, state, seed, limit, restored):
     runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
 
 
-def execute(runner, hooks, texts, limit, last, written=True):
-    """Runs the script of a request; `last` and `written` as in runner.Ended."""
+def execute(runner, hooks, texts, limit, last, kept=False, values=()):
+    """Runs the script of a request; `last`, `kept` and `values` as in runner.Ended."""
     _, source, file, count, *rest = texts
     rest = [text.decode("utf-8", "surrogateescape") for text in rest]
     count = int(count)
-    return runner.Ended(hooks, file.decode(), source, rest[:count], rest[count:], limit, bool, last, written=written)
+    file, arguments, names = file.decode(), rest[:count], rest[count:]
+    return runner.Ended(hooks, file, source, arguments, names, limit, bool, last, kept=kept, values=values)
 
 
 def receive(data):

@@ -120,6 +120,7 @@ pub(super) fn request(config: &Config, script: &Script, nonce: Nonce) -> Vec<u8>
     add("file", guest::script_path(&script.name).as_bytes());
     script.args.iter().for_each(|arg| add("arg", arg.as_bytes()));
     script.inputs.iter().for_each(|(name, _)| add("input", name.as_bytes()));
+    script.values.iter().for_each(|(name, _)| add("value", name.as_bytes()));
     if let Some(seed) = config.seed {
         add("seed", seed.to_string().as_bytes());
     }

@@ -13,7 +13,12 @@ use bollard::models::{Mount, MountBindOptions, MountBindOptionsPropagationEnum, 
 use super::Error;
 use crate::image;
 use crate::sandbox::cgroup::Owner;
-use crate::sandbox::{Error as InputError, Script, check_input_name, idmap};
+use crate::sandbox::{Error as InputError, Script, check_input_name, idmap, input};
+
+/// Where the guest sees files and folders.
+const INPUTS: &str = "/input";
+/// Where container.py finds values.
+const VALUES: &str = "/run/nsbox/values";
 
 /// A folder of one run, in the store; removed with it.
 #[derive(Debug)]
@@ -59,13 +64,14 @@ fn parent() -> Result<PathBuf, image::Error> {
 #[derive(Debug, Default)]
 pub(super) struct Inputs {
     pub mounts: Vec<Mount>,
-    /// Copies of those that the guest's user could not read.
+    /// Copies of those that the guest's user could not read, and of values: nobody can bind a memfd.
     copies: Option<Folder>,
 }
 
 impl Inputs {
     /// Finds them; `name` is that of the run.
     pub(super) fn find(script: &Script, name: &str) -> Result<Self, Error> {
+        input::check(&script.values, &script.inputs)?;
         let mut found = Self::default();
         for (i, (input, path)) in script.inputs.iter().enumerate() {
             check_input_name(&script.inputs, i)?;
@@ -76,21 +82,36 @@ impl Inputs {
                 return Err(failed(io::Error::other("an input is a regular file or a folder")).into());
             }
             if !idmap::is_everybodys(&source).map_err(failed)? {
-                let folder = match &mut found.copies {
-                    Some(folder) => folder,
-                    none => none.insert(Folder::make(name)?),
-                };
-                let copy = folder.path.join(input);
+                let copy = found.folder(name)?.join(input);
                 copy_open(&source, &copy).map_err(failed)?;
                 source = copy;
             }
-            found.mounts.push(bind(&source, input)?);
+            found.mounts.push(bind(&source, INPUTS, input)?);
+        }
+        for (input, value) in &script.values {
+            let copy = found.folder(name)?.join(input);
+            let written = File::create_new(&copy).and_then(|mut file| {
+                value.copy_to(&mut file)?;
+                file.set_permissions(Permissions::from_mode(0o444))
+            });
+            written
+                .map_err(|source| Error::Step { step: "copy an input to the store, for the engine to bind", source })?;
+            found.mounts.push(bind(&copy, VALUES, input)?);
         }
         Ok(found)
     }
+
+    /// The folder of the copies, made for the first.
+    fn folder(&mut self, name: &str) -> Result<&Path, Error> {
+        let folder = match &mut self.copies {
+            Some(folder) => folder,
+            none => none.insert(Folder::make(name)?),
+        };
+        Ok(&folder.path)
+    }
 }
 
-fn bind(source: &Path, input: &str) -> Result<Mount, Error> {
+fn bind(source: &Path, folder: &str, input: &str) -> Result<Mount, Error> {
     let Some(text) = source.to_str() else {
         let source_error = io::Error::other("its path is not UTF-8, which the engine cannot be told");
         let (name, path) = (input.to_owned(), source.to_owned());
@@ -98,7 +119,7 @@ fn bind(source: &Path, input: &str) -> Result<Mount, Error> {
     };
     let propagation = Some(MountBindOptionsPropagationEnum::RPRIVATE);
     Ok(Mount {
-        target: Some(format!("/input/{input}")),
+        target: Some(format!("{folder}/{input}")),
         source: Some(text.to_owned()),
         typ: Some(MountType::BIND),
         read_only: Some(true),

@@ -1,4 +1,4 @@
-//! numpy arrays that a guest hands back, and the types of their items.
+//! numpy arrays that a guest hands back or is given, and the types of their items.
 //!
 //! Part of a [`Value`](super::Value).
 
@@ -7,6 +7,9 @@ use std::slice::ChunksExact;
 use serde_json::Value as Json;
 
 use super::value::{JsonWriter, TooLarge};
+
+/// The most axes that numpy has.
+const MOST_AXES: usize = 64;
 
 /// A numpy array: its bytes as numpy has them, little endian and in C order.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,9 +20,13 @@ pub struct Array {
 }
 
 impl Array {
-    /// An array of `shape`; `None` where that does not hold exactly `data`.
+    /// An array of `shape` (the length of each axis, at most 64) of the items in `data`, little endian and in C order; `None`
+    /// where the shape does not hold exactly these, or numpy has no such type.
     #[must_use]
     pub fn new(dtype: DType, shape: Vec<usize>, data: Vec<u8>) -> Option<Self> {
+        if !dtype.is_known() || shape.len() > MOST_AXES {
+            return None;
+        }
         let size = shape.iter().try_fold(dtype.size(), |size, &length| size.checked_mul(length))?;
         (size == data.len()).then_some(Self { dtype, shape, data })
     }
@@ -67,6 +74,14 @@ impl Array {
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.data
+    }
+}
+
+impl From<&[f64]> for Array {
+    /// One axis of float64.
+    fn from(numbers: &[f64]) -> Self {
+        let data = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Self { dtype: DType::Float(8), shape: vec![numbers.len()], data }
     }
 }
 
@@ -160,6 +175,17 @@ impl std::fmt::Display for DType {
 }
 
 impl DType {
+    /// Whether it is one of the sizes that numpy has.
+    fn is_known(self) -> bool {
+        match self {
+            Self::Bool => true,
+            Self::Int(size) | Self::UInt(size) => [1, 2, 4, 8].contains(&size),
+            Self::Float(size) => [2, 4, 8].contains(&size),
+            Self::Complex(size) => [8, 16].contains(&size),
+            Self::Datetime(_, step) | Self::Timedelta(_, step) => (1..1 << 31).contains(&step),
+        }
+    }
+
     /// Bytes of one item.
     #[must_use]
     pub fn size(self) -> usize {

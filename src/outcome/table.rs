@@ -1,4 +1,4 @@
-//! Tables that a guest hands back: pandas' frames, series and indexes, as Arrow or, without pyarrow, as plain columns.
+//! Tables that a guest hands back or is given: pandas' frames, series and indexes, as Arrow or, without pyarrow, as plain columns.
 //!
 //! Part of a [`Value`]. Arrow from a guest is read by the validating reader of `arrow-ipc`, and nothing
 //! else ever looks at its bytes.
@@ -14,6 +14,7 @@ use arrow_array::{Array as _, ArrayRef, ArrowPrimitiveType, RecordBatch, make_ar
 use arrow_buffer::Buffer;
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use arrow_ipc::reader::StreamDecoder;
+use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, SchemaRef};
 use serde_json::Value as Json;
 
@@ -50,16 +51,20 @@ pub enum TableKind {
 
 impl TableKind {
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "frame" => Some(Self::Frame),
-            "series" => Some(Self::Series),
-            "index" => Some(Self::Index),
-            _ => None,
+        [Self::Frame, Self::Series, Self::Index].into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// What the guest calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Series => "series",
+            Self::Index => "index",
         }
     }
 }
 
-/// A table collected from the guest.
+/// A table collected from a guest, or to be given to one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     kind: TableKind,
@@ -73,8 +78,27 @@ enum Content {
 }
 
 impl Table {
-    /// Reads an Arrow IPC stream; the batches share its memory.
-    pub(super) fn from_ipc(kind: TableKind, stream: Vec<u8>) -> Result<Self, TableError> {
+    /// A `DataFrame` of one batch: its columns under their names, with a `RangeIndex`, unless pandas' own metadata in the schema
+    /// say more. Costs a copy, the Arrow IPC stream.
+    ///
+    /// # Errors
+    /// A batch that cannot be written as a stream.
+    pub fn from_batch(batch: &RecordBatch) -> Result<Self, TableError> {
+        let schema = batch.schema();
+        let mut stream = Vec::with_capacity(batch.get_array_memory_size() + (1 << 12));
+        let mut writer = StreamWriter::try_new(&mut stream, &schema).map_err(TableError::Arrow)?;
+        writer.write(batch).and_then(|()| writer.finish()).map_err(TableError::Arrow)?;
+        drop(writer);
+        let content = Content::Arrow { stream: Buffer::from_vec(stream), schema, batches: vec![batch.clone()] };
+        Ok(Self { kind: TableKind::Frame, content })
+    }
+
+    /// Reads an Arrow IPC stream; the batches share its memory. What pandas and pyarrow write comes back as it was, with its
+    /// index: see [`TableKind`] for series and indexes, which are tables of their own columns here.
+    ///
+    /// # Errors
+    /// Bytes that are not a valid stream. Never panics, whatever the bytes.
+    pub fn from_ipc(kind: TableKind, stream: Vec<u8>) -> Result<Self, TableError> {
         let stream = Buffer::from_vec(stream);
         // The reader is safe Rust, but it was written for streams that mean well: an index out of bounds ends here.
         let (schema, batches) = catch_unwind(AssertUnwindSafe(|| read_stream(stream.clone())))

@@ -1,4 +1,4 @@
-//! The values that a guest hands back, and their form in JSON.
+//! The values that a guest hands back or is given, and their form in JSON.
 //!
 //! Between [`decode`](super::decode) and whoever reads the [`Outcome`](super::Outcome). Floats stay floats here; only JSON,
 //! which has no NaN and no infinities, loses them.
@@ -121,6 +121,31 @@ impl From<Json> for Value {
             Json::Object(entries) => Self::Dict(entries.into_iter().map(|(key, item)| (key, item.into())).collect()),
         }
     }
+}
+
+macro_rules! from {
+    ($($type:ty => $value:expr),* $(,)?) => {
+        $(impl From<$type> for Value {
+            fn from(value: $type) -> Self {
+                $value(value)
+            }
+        })*
+    };
+}
+
+from! {
+    bool => Self::Bool,
+    i32 => |number: i32| Self::Int(number.into()),
+    i64 => |number: i64| Self::Int(number.into()),
+    u32 => |number: u32| Self::Int(number.into()),
+    u64 => |number: u64| Self::Int(number.into()),
+    f64 => Self::Float,
+    &str => |text: &str| Self::Str(text.to_owned()),
+    String => Self::Str,
+    Vec<Value> => Self::List,
+    Vec<(String, Value)> => Self::Dict,
+    Array => |array| Self::Array(Box::new(array)),
+    Table => |table| Self::Table(Box::new(table)),
 }
 
 /// The value would cost more than [`JSON_BUDGET`].

@@ -25,7 +25,7 @@ use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan};
 use super::script::{Cancel, Script, Watch};
 use super::supervise::Supervisor;
-use super::{Equipment, Error, Sandbox, caps, failed, landlock, measure, plan_file, rlimits, seccomp};
+use super::{Equipment, Error, Sandbox, caps, failed, input, landlock, measure, plan_file, rlimits, seccomp};
 use crate::config::Config;
 use crate::outcome::{Backend, Enforced, Layer, Outcome};
 pub(crate) use folder::Folder;
@@ -97,9 +97,11 @@ impl AstOnly {
     fn execute(&self, script: Script, watch: Watch<'_>) -> Result<Outcome, Error> {
         let inner = &self.inner;
         let mut account = Account::begin(inner);
-        self.adjust(&mut account);
         let deadline = Instant::now() + inner.config.limits.setup_timeout;
-        let Script { name: shown, source, args, inputs, stdin, artifacts, iteration: _ } = script;
+        let Script { name: shown, source, args, inputs, values, stdin, artifacts, iteration: _ } = script;
+        input::check(&values, &inputs)?;
+        let limits = input::room(&inner.config.limits, &values);
+        self.adjust(&mut account, limits.memory);
         let text = match inner.checked(&source, &shown, &mut account) {
             Ok(text) => text,
             Err(report) => return Ok(account.rejected(&report)),
@@ -117,8 +119,8 @@ impl AstOnly {
         let rules = self.rules(&folder, &inputs)?;
 
         let nest = Nest::bare(&inner.ground)?;
-        let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
-        let task = Task::Script { file: &file, args: &args, inputs };
+        let channels = Channels::open(stdin, &values).map_err(failed("open the pipes of the run"))?;
+        let task = Task::Script { file: &file, args: &args, inputs, has_values: !values.is_empty() };
         let mut plan = Plan::new();
         self.plan_init(&mut plan, &account, nest.init.pid);
         plan.begin_guest();
@@ -136,7 +138,7 @@ impl AstOnly {
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),
             sink: watch.sink,
             folder: Some(&folder),
-            ..Supervisor::of(nest, channels, &inner.config.limits, &inner.program)?
+            ..Supervisor::of(nest, channels, &limits, &inner.program)?
         };
         supervisor.start(&text, &plan, deadline)?;
         account.note(self.enforced(&account));
@@ -149,8 +151,8 @@ impl AstOnly {
     }
 
     /// The limits of processes count for a user, not for a run: those that the caller's user has already are added.
-    fn adjust(&self, account: &mut Account<'_>) {
-        rlimits::bound_addresses(&mut account.rlimits, self.inner.config.limits.memory);
+    fn adjust(&self, account: &mut Account<'_>, memory: u64) {
+        rlimits::bound_addresses(&mut account.rlimits, memory);
         if let HostIds::Caller { uid, .. } = self.inner.ids {
             rlimits::allow_more_processes(&mut account.rlimits, measure::tasks_of(uid));
         }

@@ -9,6 +9,8 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::guest::Descriptors;
+use super::input::Values;
+use super::line;
 use super::script::Stdin;
 
 /// MFD_NOEXEC_SEAL and MFD_EXEC, Linux 6.3.
@@ -26,16 +28,16 @@ pub(crate) struct Channels {
 
 /// How the script gets there, and how its beginning is known.
 enum Way {
-    /// A memfd of its text, and a pipe.
-    Memfd { code: File, start: (PipeReader, OwnedFd) },
+    /// A memfd of its text, and a pipe; and a socket with the values that it is given, if there are some.
+    Memfd { code: File, start: (PipeReader, OwnedFd), values: Option<OwnedFd> },
     /// A slot's end of its line: it has begun when it was sent.
     Line(OwnedFd),
 }
 
 impl Channels {
-    pub(crate) fn open(stdin: Stdin) -> io::Result<Self> {
-        let code = memory_file(c"nsbox-script", NOEXEC_SEAL)?.into();
-        Self::with(stdin, Way::Memfd { code, start: output()? })
+    pub(crate) fn open(stdin: Stdin, values: &Values) -> io::Result<Self> {
+        let values = (!values.is_empty()).then(|| line::of_values(values)).transpose()?;
+        Self::with(stdin, Way::Memfd { code: memory(c"nsbox-script")?, start: output()?, values })
     }
 
     /// Those of a slot, whose end of its line this is.
@@ -67,7 +69,10 @@ impl Channels {
             stdin: self.stdin.as_ref().map(|(end, _, _)| end.as_raw_fd()),
             output: Some([self.stdout.1.as_raw_fd(), self.stderr.1.as_raw_fd()]),
             further: match &self.way {
-                Way::Memfd { code, start } => vec![code.as_raw_fd(), result, start.1.as_raw_fd()],
+                Way::Memfd { code, start, values } => [code.as_raw_fd(), result, start.1.as_raw_fd()]
+                    .into_iter()
+                    .chain(values.as_ref().map(AsRawFd::as_raw_fd))
+                    .collect(),
                 Way::Line(line) => vec![line.as_raw_fd(), result],
             },
         }
@@ -82,7 +87,7 @@ impl Channels {
             feed(stream, writer)?;
         }
         let (code, start) = match self.way {
-            Way::Memfd { code, start } => (Some(code), Some(start.0)),
+            Way::Memfd { code, start, .. } => (Some(code), Some(start.0)),
             Way::Line(_) => (None, None),
         };
         Ok(Supervised { stdout: self.stdout.0, stderr: self.stderr.0, start, code, result: Some(self.result) })
@@ -136,7 +141,7 @@ pub(crate) fn executable(name: &std::ffi::CStr, content: &[u8]) -> io::Result<Ow
     Ok(file.into())
 }
 
-/// Fills a memfd and forbids any change of it.
+/// Adds the last of a memfd's content and forbids any change of it.
 pub(crate) fn write_sealed(file: &mut File, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
@@ -144,9 +149,14 @@ pub(crate) fn write_sealed(file: &mut File, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// A memfd to be filled and sealed.
+pub(crate) fn memory(name: &std::ffi::CStr) -> io::Result<File> {
+    Ok(memory_file(name, NOEXEC_SEAL)?.into())
+}
+
 /// A memfd that holds `content` and can never change.
 pub(crate) fn sealed(name: &std::ffi::CStr, content: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memory_file(name, NOEXEC_SEAL)?);
+    let mut file = memory(name)?;
     write_sealed(&mut file, content)?;
     Ok(file.into())
 }

@@ -19,7 +19,7 @@ use super::plan::{Arg, Plan};
 use super::scratch::Scratch;
 use super::script::{Cancel, Script, Watch};
 use super::supervise::Supervisor;
-use super::{Equipment, Error, Sandbox, failed};
+use super::{Equipment, Error, Sandbox, failed, input};
 use crate::config::{Config, Limits};
 use crate::outcome::{Backend, Outcome, Verdict};
 
@@ -79,7 +79,8 @@ impl Direct {
         account.rlimits.clear();
         account.unarmed(WHY);
         let deadline = Instant::now() + self.limits.setup_timeout;
-        let Script { name: shown, source, args, inputs, stdin, artifacts: _, iteration: _ } = script;
+        let Script { name: shown, source, args, inputs, values, stdin, artifacts: _, iteration: _ } = script;
+        input::check(&values, &inputs)?;
         let text = if inner.config.check {
             match inner.checked(&source, &shown, &mut account) {
                 Ok(text) => text,
@@ -96,8 +97,8 @@ impl Direct {
         let file = folder.path().join(name.rsplit('/').next().unwrap_or_default()).to_string_lossy().into_owned();
 
         let nest = Nest::bare(&inner.ground)?;
-        let channels = Channels::open(stdin).map_err(failed("open the pipes of the run"))?;
-        let task = Task::Script { file: &file, args: &args, inputs };
+        let channels = Channels::open(stdin, &values).map_err(failed("open the pipes of the run"))?;
+        let task = Task::Script { file: &file, args: &args, inputs, has_values: !values.is_empty() };
         let command = guest::Command { on_host: true, ..inner.command_for(task) };
         let mut plan = Plan::new();
         plan.call("lead a session", libc::SYS_setsid, &[]);

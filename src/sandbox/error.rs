@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::host::Host;
-use super::{account, cgroup, idmap, knob, plan, seccomp, supervise};
+use super::{account, cgroup, idmap, input, knob, plan, seccomp, supervise};
 use crate::{check, image};
 
 /// Why there is no sandbox, or why a run did not begin.
@@ -61,6 +61,20 @@ pub enum Error {
     InputTwice {
         /// The name.
         name: String,
+    },
+    /// An input that is a value, under a name that no global can have.
+    #[error("{name:?} cannot name a value: {why}")]
+    ValueName {
+        /// The name given.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// More values than a run can be handed.
+    #[error("{count} inputs that are values, the most is {}: put some of them into one dict", input::MOST)]
+    TooManyValues {
+        /// How many there are.
+        count: usize,
     },
     /// An input's file or folder.
     #[error("failed to open the input {name}={}", path.display())]

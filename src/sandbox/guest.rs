@@ -18,10 +18,11 @@ use crate::image::Interpreter;
 /// Where the guest sees the runner.
 const RUNNER_FOLDER: &str = "/run/nsbox/guest";
 /// The runner's files.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("runner", include_str!("../../rootfs/guest/runner.py")),
     ("collect", include_str!("../../rootfs/guest/collect.py")),
     ("relocate", include_str!("../../rootfs/guest/relocate.py")),
+    ("inputs", include_str!("../../rootfs/guest/inputs.py")),
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
     ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];
@@ -47,8 +48,9 @@ const ROOMY_MALLOC: [(&str, &str); 3] =
 pub(crate) const UMASK: u32 = 0o022;
 
 /// The descriptors of a script's process beside stdin, stdout and stderr: the script's text, a sealed memfd; an empty memfd
-/// for the result document; a pipe, in which a byte says that the script begins.
-const SCRIPT: [&str; 3] = ["code", "result", "start"];
+/// for the result document; a pipe, in which a byte says that the script begins; a socket with the values that it is given,
+/// where there are some.
+const SCRIPT: [&str; 4] = ["code", "result", "start", "values"];
 /// Those of a zygote: its socket; the warm-up script, a sealed memfd.
 const ZYGOTE: [&str; 2] = ["zygote", "warm_up"];
 
@@ -210,6 +212,8 @@ pub(crate) enum Task<'a> {
         args: &'a [String],
         /// Names; with `=PATH` where they are not under /input.
         inputs: Vec<String>,
+        /// Whether it is given values.
+        has_values: bool,
     },
     /// A pool's slots.
     Zygote,
@@ -226,10 +230,10 @@ impl Command<'_> {
             format!("result_limit={}", config.limits.result).into(),
         ];
         let (descriptors, args): (&[&str], &[String]) = match &self.task {
-            Task::Script { file, args, inputs } => {
+            Task::Script { file, args, inputs, has_values } => {
                 argv.push(format!("file={file}").into());
                 argv.extend(inputs.iter().map(|name| format!("input={name}").into()));
-                (&SCRIPT, args)
+                (if *has_values { &SCRIPT } else { &SCRIPT[..3] }, args)
             }
             Task::Zygote => {
                 argv.extend(config.preload.iter().map(|module| format!("preload={module}").into()));

@@ -5,12 +5,15 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, recv, send, sendmsg, shutdown, socketpair,
+};
 
+use super::input::Values;
 use super::meter::Meter;
 
 /// The longest message of a request; the same number is in zygote.py.
@@ -57,6 +60,8 @@ pub(crate) struct Request<'a> {
     pub args: &'a [String],
     /// The names under /input.
     pub inputs: Vec<&'a str>,
+    /// What comes with one more message, as descriptors.
+    pub values: &'a Values,
 }
 
 impl Request<'_> {
@@ -69,7 +74,8 @@ impl Request<'_> {
             message.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
             message.extend_from_slice(bytes);
         };
-        text(if self.answer { b"a" } else { b"x" });
+        let kinds: [&[u8]; 2] = if self.values.is_empty() { [b"x", b"a"] } else { [b"xv", b"av"] };
+        text(kinds[usize::from(self.answer)]);
         text(self.source);
         text(self.file.as_bytes());
         text(self.args.len().to_string().as_bytes());
@@ -80,8 +86,25 @@ impl Request<'_> {
         for part in message.chunks(MESSAGE) {
             send(socket.as_raw_fd(), part, MsgFlags::MSG_NOSIGNAL)?;
         }
-        Ok(())
+        if self.values.is_empty() { Ok(()) } else { send_values(socket, self.values) }
     }
+}
+
+/// Sends the names of values, and their memfds with them.
+fn send_values(socket: BorrowedFd<'_>, values: &Values) -> io::Result<()> {
+    let names: Vec<&str> = values.iter().map(|(name, _)| name.as_str()).collect();
+    let descriptors: Vec<_> = values.iter().map(|(_, value)| value.descriptor()).collect();
+    let (names, rights) = (names.join("\n"), [ControlMessage::ScmRights(&descriptors)]);
+    let parts = [io::IoSlice::new(names.as_bytes())];
+    sendmsg::<()>(socket.as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// The guest's end of a line that holds nothing but the message with these values.
+pub(crate) fn of_values(values: &Values) -> io::Result<OwnedFd> {
+    let (socket, theirs) = open()?;
+    send_values(socket.as_fd(), values)?;
+    Ok(theirs)
 }
 
 /// The supervisor's end, while an answer is awaited.

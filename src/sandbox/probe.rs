@@ -196,7 +196,7 @@ impl<'a> Prober<'a> {
 
     /// Lets an init in a new user namespace, and in `namespaces`, carry out what `build` plans.
     fn attempt(&self, namespaces: i32, cgroup: Option<Cgroup>, build: impl FnOnce(&mut Plan)) -> Result<Seen, Error> {
-        let channels = Channels::open(Stdin::Empty).map_err(failed("open the pipes of the run"))?;
+        let channels = Channels::open(Stdin::Empty, &Vec::new()).map_err(failed("open the pipes of the run"))?;
         let namespaces = u64::from((libc::CLONE_NEWUSER | namespaces).unsigned_abs());
         let nest = Nest::make(&self.ground, cgroup, namespaces, None)?;
         let (pid, clone3) = (nest.init.pid, nest.init.clone3);

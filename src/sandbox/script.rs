@@ -9,6 +9,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::evidence::Stream;
+use super::input::{Input, InputError, Values};
+use crate::outcome::Value;
 
 /// Text to run, and what it is given.
 #[derive(Debug, Default)]
@@ -17,6 +19,7 @@ pub struct Script {
     pub(crate) source: Vec<u8>,
     pub(crate) args: Vec<String>,
     pub(crate) inputs: Vec<(String, PathBuf)>,
+    pub(crate) values: Values,
     pub(crate) stdin: Stdin,
     pub(crate) artifacts: Option<PathBuf>,
     pub(crate) iteration: Option<u64>,
@@ -64,6 +67,7 @@ impl Script {
             source: self.source.clone(),
             args: self.args.clone(),
             inputs: self.inputs.clone(),
+            values: self.values.clone(),
             stdin: Stdin::Empty,
             artifacts: self.artifacts.clone(),
             iteration: self.iteration,
@@ -86,6 +90,34 @@ impl Script {
     #[must_use]
     pub fn input(mut self, name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         self.inputs.push((name.into(), path.into()));
+        self
+    }
+
+    /// Gives the script a value as the global `name`, ready, and as `inputs[name]`: anything plain, an
+    /// [`Array`](crate::outcome::Array), a [`Table`](crate::outcome::Table), or what another script returned as `result`.
+    /// The script may write to it; nothing of that comes back. For more than one script see [`Script::give`].
+    ///
+    /// `name` is a name of Python's in ASCII, at most 64 letters, digits and underscores: no keyword, nothing that begins with
+    /// two underscores, and none of `inputs`, `result`, `metrics`, `signal`, `report`. A run under another one, under one
+    /// given twice, or with more than 128 values is refused, as verdict `unavailable`.
+    ///
+    /// ```
+    /// use nsbox::sandbox::Script;
+    ///
+    /// let script = Script::from("result = fast < slow").value("fast", 10)?.value("slow", 30)?;
+    /// # Ok::<(), nsbox::sandbox::InputError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Input::new`].
+    pub fn value(self, name: impl Into<String>, value: impl Into<Value>) -> Result<Self, InputError> {
+        Ok(self.give(name, &Input::new(value)?))
+    }
+
+    /// Gives the script a value that other scripts are given too, as [`Script::value`] does, without another copy of it.
+    #[must_use]
+    pub fn give(mut self, name: impl Into<String>, input: &Input) -> Self {
+        self.values.push((name.into(), input.clone()));
         self
     }
 

@@ -105,6 +105,15 @@ impl Program {
         }
     }
 
+    /// Whether the guest's own program can be started behind it.
+    pub(crate) fn lets_start(&self) -> bool {
+        // As init does: clone(CLONE_VM | CLONE_VFORK | SIGCHLD), execve.
+        [("clone", 0x4111), ("execve", 0)].into_iter().all(|(name, first)| {
+            let number = self.arch.number(name).map_or(-1, u32::cast_signed);
+            self.run(self.arch.audit(), number, &[first, 0, 0, 0, 0, 0]) == libc::SECCOMP_RET_ALLOW
+        })
+    }
+
     /// What the filter returns, as the kernel would run it: the instructions that [`compile`] and seccompiler write.
     fn run(&self, arch: u32, nr: i32, args: &[u64; 6]) -> u32 {
         let word = |offset: u32| match offset {

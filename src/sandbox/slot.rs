@@ -19,6 +19,7 @@ use super::account::{Account, longest_document};
 use super::cgroup::Cgroup;
 use super::channels::{Channels, Supervised};
 use super::evidence::Evidence;
+use super::input::{self, Values};
 use super::line::{self, Line, Nonce, Request};
 use super::meter::{Counters, Meter};
 use super::mounts::Private;
@@ -86,6 +87,7 @@ pub(crate) struct Task {
     file: String,
     text: Vec<u8>,
     args: Vec<String>,
+    values: Values,
     artifacts: Option<PathBuf>,
     check: Duration,
 }
@@ -149,6 +151,7 @@ impl Slot {
             file: &task.file,
             args: &task.args,
             inputs: self.inputs.iter().map(|(name, _)| name.as_str()).collect(),
+            values: &task.values,
         };
         request.send(self.line.as_fd(), &self.nonce)?;
         self.asked = Some(Instant::now());
@@ -255,7 +258,10 @@ impl Sandbox {
     /// Checks a script; an outcome where it is refused.
     pub(crate) fn admit(&self, script: Script) -> Result<(Task, Order), Box<Outcome>> {
         let mut account = Account::of_slot(self, Enforced::default(), (0, 0));
-        let Script { name: shown, source, args, inputs, stdin, artifacts, iteration: _ } = script;
+        let Script { name: shown, source, args, inputs, values, stdin, artifacts, iteration: _ } = script;
+        if let Err(error) = input::check(&values, &inputs) {
+            return Err(Box::new(self.account_for(Err(error))));
+        }
         let text = if self.config.check {
             match self.checked(&source, &shown, &mut account) {
                 Ok(text) => text,
@@ -265,7 +271,7 @@ impl Sandbox {
             source
         };
         let order = Order { inputs, output: artifacts.is_some(), stdin };
-        Ok((Task { file: guest::script_path(&shown), text, args, artifacts, check: account.check }, order))
+        Ok((Task { file: guest::script_path(&shown), text, args, values, artifacts, check: account.check }, order))
     }
 
     /// Watches the script that `slot` was given to its end. The slot is of no more use then, and may be dropped at leisure.
@@ -285,6 +291,7 @@ impl Sandbox {
         else {
             return Err(failed("watch a slot")(std::io::Error::other("it has not been asked")));
         };
+        let limits = input::room(&self.config.limits, &task.values);
         let enforced = slot.layers();
         let mut account = Account::of_slot(self, enforced, slot.zygote.host_ids);
         account.check = task.check;
@@ -292,7 +299,7 @@ impl Sandbox {
             nest,
             channels,
             cancel: watch.cancel.as_ref().map(super::Cancel::descriptor),
-            limits: &self.config.limits,
+            limits: &limits,
             program: self.filter(&slot.zygote, slot.restorer.is_some()),
             sink: watch.sink,
             listener: slot.listener.take(),

@@ -82,7 +82,7 @@ impl Sandbox {
         drop((view, theirs));
         let (networks, warms) = (Mutex::default(), warm_up.is_some());
         let is_restored = self.config.slots == Slots::Restored;
-        let telling = is_restored.then(|| super::filter(&self.config, self.ids, true)).transpose()?;
+        let telling = is_restored.then(|| super::filter(&self.config.seccomp, self.ids, true)).transpose()?;
         let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms, telling };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nsbox::outcome::{Backend, Ended, Outcome};
+use nsbox::outcome::{Backend, Ended, Outcome, Verdict};
 
 use crate::harness::{READY, Running, judge, nsbox, outcome_of, run, run_with};
 
@@ -127,4 +127,18 @@ fn schema_refuses_what_is_no_outcome() {
         assert!(!schema.is_valid(&wrong), "{field}");
         assert!(serde_json::from_value::<Outcome>(wrong).is_err(), "{field}");
     }
+}
+
+#[test]
+fn profile_that_starts_nothing_is_told_from_a_machine_that_refuses() {
+    let ran = run(&["--seccomp", "strict"], "print(1)");
+    assert_eq!(ran.outcome.verdict, Verdict::Unavailable, "{:#?}", ran.outcome);
+    assert!(ran.outcome.message.contains("`strict` lets no program be started"), "{}", ran.outcome.message);
+    let ran = run(&["--seccomp", "strict", "--warm", "--preload", "json"], "print(1)");
+    assert_eq!(
+        (ran.outcome.verdict, ran.outcome.stdout.as_slice()),
+        (Verdict::Ok, b"1\n".as_slice()),
+        "{:#?}",
+        ran.outcome
+    );
 }

@@ -42,7 +42,7 @@ fn compiled_runner_does_the_same() {
 
 #[test]
 fn guest_modules_are_not_importable() {
-    for name in ["runner", "collect", "network_hint"] {
+    for name in ["runner", "collect", "inputs", "network_hint"] {
         let ran = Run::new(Path::new("python3"), format!("result = 1\nimport {name}")).go();
         assert!(ran.stderr().contains("ModuleNotFoundError"), "{}", ran.stderr());
     }

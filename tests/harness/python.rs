@@ -61,3 +61,15 @@ pub fn environment(version: &str) -> Option<PathBuf> {
     }
     Some(folder)
 }
+
+/// The tests' environment with numpy, pandas, pyarrow and the prices: its interpreter, and its folder of packages.
+pub fn libraries() -> Option<(PathBuf, PathBuf)> {
+    let venv = std::env::var_os("NSBOX_TEST_VENV")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-venv"), PathBuf::from);
+    let lib = fs::read_dir(venv.join("lib")).into_iter().flatten().flatten();
+    let packages = lib.map(|version| version.path().join("site-packages")).find(|path| path.join("pandas").exists());
+    if !require(packages.is_some(), "environment with pandas (NSBOX_TEST_VENV)") {
+        return None;
+    }
+    packages.map(|packages| (venv.join("bin/python3"), packages))
+}
