@@ -9,6 +9,8 @@
 //! | `F` | `os.fork`, exit and wait of that interpreter |
 //! | `docker` | `docker run` of S1, where `DOCKER_IMAGE` names an image of the engine at `DOCKER_HOST` |
 //!
+//! All of it twice, with slots of either kind (`slots: one-shot` and `restored`).
+//!
 //! Scripts: S0 is `1+1`, S1 a moving-average backtest over 500 rows. Cases: one at a time and one for each CPU at once, back to
 //! back and after 20-100 ms of idle; throughput, CPU time and memory of slots.
 //!
@@ -28,7 +30,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
-use nsbox::config::Config;
+use nsbox::config::{Config, Slots};
 use nsbox::outcome::Verdict;
 use nsbox::pool::Pool;
 use nsbox::sandbox::Watch;
@@ -161,11 +163,20 @@ fn main() -> Result<()> {
     let rounds: usize = env::var("ROUNDS").map_or(Ok(200), |rounds| rounds.parse())?;
     let seconds: f64 = env::var("SECONDS").map_or(Ok(3.0), |seconds| seconds.parse())?;
     let meter = CpuMeter::open();
-    let mut config = Config { event_log: None, python: Some(python.clone().into()), ..Config::default() };
-    config.limits.cpus = 1.0;
-    let pool = Pool::builder(config.clone()).slots(4).build()?;
     let workers = [Worker::start(&python)?, Worker::start(&python)?];
+    for (slots, name) in [(Slots::OneShot, "one-shot"), (Slots::Restored, "restored")] {
+        println!("\n==== slots: {name}");
+        let mut config = Config { event_log: None, python: Some(python.clone().into()), slots, ..Config::default() };
+        config.limits.cpus = 1.0;
+        measure(config, &workers, meter.as_ref(), rounds, seconds)?;
+    }
+    Ok(())
+}
 
+/// The whole table for slots of one kind.
+#[expect(clippy::print_stdout, reason = "the figures are what a benchmark is for")]
+fn measure(config: Config, workers: &[Worker; 2], meter: Option<&CpuMeter>, rounds: usize, seconds: f64) -> Result<()> {
+    let pool = Pool::builder(config.clone()).slots(4).build()?;
     let back_to_back = latencies(&pool, &workers[0], rounds, false)?;
     let idle = latencies(&pool, &workers[0], rounds / 2, true)?;
     for (name, round) in [("back to back", &back_to_back), ("after 20-100 ms of idle", &idle)] {
@@ -184,9 +195,9 @@ fn main() -> Result<()> {
         line(&format!("  the same of W({name}), which has no sandbox"), ratio, "", "");
     }
 
-    crowded(&pool, &workers, rounds / 4)?;
+    crowded(&pool, workers, rounds / 4)?;
     pss(&pool, "warmed", "", "<= 0.08")?;
-    let s1_cpu = meter.as_ref().map(|meter| cpu_of(meter, &pool, S1, 200)).transpose()?;
+    let s1_cpu = meter.map(|meter| cpu_of(meter, &pool, S1, 200)).transpose()?;
     let fork_cpu = workers[0].number("C", "200")?;
     if let Some(s1_cpu) = s1_cpu {
         line("CPU per S1 / CPU per F", s1_cpu / fork_cpu, "<= 5", "<= 1.5");
@@ -426,8 +437,9 @@ fn pss(pool: &Pool, kind: &str, first_step: &str, target: &str) -> Result<()> {
     let zygote = below(init).into_iter().find(|pid| !comm(*pid).starts_with("nsbox-init")).ok_or("no zygote")?;
     let slots = below(zygote);
     let mut own = 0.0;
-    for slot in &slots {
-        own += sum(*slot, &["Private_Clean:", "Private_Dirty:"])? / slots.len() as f64;
+    // A restorer and the slot that it stands over are one.
+    for slot in slots.iter().copied().chain(slots.iter().flat_map(|slot| below(*slot))) {
+        own += sum(slot, &["Private_Clean:", "Private_Dirty:"])? / slots.len() as f64;
     }
     let whole = sum(zygote, &["Rss:"])?;
     let name = format!("idle slot's own memory / zygote, {kind} ({:.1} of {:.0} MB)", own / 1024.0, whole / 1024.0);

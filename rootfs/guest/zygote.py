@@ -68,6 +68,9 @@ def main(runner, single, repeated):
         ended = warm_up(runner, hooks, script)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
+    # Its first call has been made, which is what the quick way avoids.
+    compile("", NAME, "exec")
+    runner.compile_quickly = lambda text, file: None
     check_threads(control)
     seed = int(single["seed"]) if "seed" in single else None
     limit = int(single["result_limit"])

@@ -153,9 +153,9 @@ impl Slot {
             inputs: self.inputs.iter().map(|(name, _)| name.as_str()).collect(),
             values: &task.values,
         };
-        request.send(self.line.as_fd(), &self.nonce)?;
+        // Before: whoever is woken by it may run at once, in this thread's place.
         self.asked = Some(Instant::now());
-        Ok(())
+        request.send(self.line.as_fd(), &self.nonce)
     }
 }
 
