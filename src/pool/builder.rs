@@ -58,7 +58,8 @@ impl Builder {
         }
     }
 
-    /// How many slots are kept ready; without it, two for each CPU, as far as a quarter of the free memory goes.
+    /// How many slots are kept ready; without it, two for each CPU, as far as a quarter of the free memory goes. Slots that serve
+    /// again count while they are in use, unless runs have to wait for them.
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots;

@@ -39,13 +39,19 @@ pub(super) struct Restorer {
     runs: u64,
     /// Whether the last of them has left nothing but memory behind.
     is_clean: bool,
+    /// Whether the next one is the last, whatever it does.
+    is_last: bool,
 }
 
 impl Restorer {
     /// A restorer, and its own end of the socket for its orders.
     pub(super) fn open() -> io::Result<(Self, OwnedFd)> {
         let (orders, theirs) = line::open()?;
-        Ok((Self { orders, runs: 0, is_clean: false }, theirs))
+        Ok((Self { orders, runs: 0, is_clean: false, is_last: false }, theirs))
+    }
+
+    fn serves_again(&self) -> bool {
+        !self.is_last && self.runs < MOST_RUNS
     }
 
     /// Gives an order, and waits until it has been carried out.
@@ -71,12 +77,12 @@ impl Restorer {
 impl Slot {
     /// Whether it can serve another run once it has been restored.
     pub(crate) fn is_restorable(&self) -> bool {
-        self.restorer.as_ref().is_some_and(|restorer| restorer.is_clean && restorer.runs < MOST_RUNS)
+        self.restorer.as_ref().is_some_and(|restorer| restorer.is_clean && restorer.serves_again())
     }
 
     /// Whether it is likely to serve another run after the next one.
     pub(crate) fn serves_again(&self) -> bool {
-        self.restorer.as_ref().is_some_and(|restorer| restorer.runs < MOST_RUNS)
+        self.restorer.as_ref().is_some_and(Restorer::serves_again)
     }
 
     /// The layers of its next run.
@@ -158,7 +164,7 @@ impl Sandbox {
         let program = slot.zygote.telling.as_ref().unwrap_or(&self.program);
         match program.decide(notification.nr, &notification.args) {
             Denial::LetRun => {
-                slot.restorer.iter_mut().for_each(|restorer| restorer.runs = MOST_RUNS);
+                slot.restorer.iter_mut().for_each(|restorer| restorer.is_last = true);
                 notify::let_run(listener, notification.id).map_err(lost)
             }
             Denial::Refuse(errno) => notify::refuse(listener, notification.id, errno).map_err(lost),

@@ -13,30 +13,11 @@ mod python;
 mod images;
 mod isolation;
 mod lifecycle;
+mod pools;
 mod verdicts;
 mod warm;
 
-use nsbox::config::Resolver;
-use nsbox::outcome::Outcome;
-use nsbox::pool::{Builder, Pool};
-use nsbox::sandbox::Watch;
+use pools::{builder, pool, run};
 
 /// Whether slots are used again.
 const RESTORED: bool = false;
-
-/// A pool to be, without the check, with these keys of the configuration set.
-fn builder(keys: &[(&str, &str)]) -> Builder {
-    let resolver = Resolver::new().flag("check", "false", "--no-check").flag("preload", "json,random", "--preload");
-    let resolver = keys.iter().fold(resolver, |resolver, (key, value)| resolver.flag(*key, *value, *key));
-    Pool::builder(resolver.resolve().unwrap().config)
-}
-
-/// The same, of two slots.
-fn pool(keys: &[(&str, &str)]) -> Pool {
-    builder(keys).slots(2).build().unwrap()
-}
-
-/// Runs a script to its end.
-fn run(pool: &Pool, source: &str) -> Outcome {
-    pool.run(source, Watch::default())
-}

@@ -14,34 +14,22 @@ mod images;
 mod isolation;
 #[path = "../pool/lifecycle.rs"]
 mod lifecycle;
+#[path = "../pool/pools.rs"]
+mod pools;
 #[path = "../pool/verdicts.rs"]
 mod verdicts;
 
 mod memory;
 mod state;
 
-use nsbox::config::Resolver;
 use nsbox::outcome::Outcome;
-use nsbox::pool::{Builder, Pool};
-use nsbox::sandbox::Watch;
+use pools::{builder, pool, run};
 
 /// Whether slots are used again.
 const RESTORED: bool = true;
 
-/// A pool to be, without the check, of slots that are used again, with these keys of the configuration set.
-fn builder(keys: &[(&str, &str)]) -> Builder {
-    let resolver = Resolver::new().flag("check", "false", "--no-check").flag("preload", "json,random", "--preload");
-    let resolver = resolver.flag("slots", "restored", "slots");
-    let resolver = keys.iter().fold(resolver, |resolver, (key, value)| resolver.flag(*key, *value, *key));
-    Pool::builder(resolver.resolve().unwrap().config)
-}
-
-/// The same, of two slots.
-fn pool(keys: &[(&str, &str)]) -> Pool {
-    builder(keys).slots(2).build().unwrap()
-}
-
-/// Runs a script to its end.
-fn run(pool: &Pool, source: &str) -> Outcome {
-    pool.run(source, Watch::default())
+/// How many runs the slot of this one had served before, as the outcome says.
+fn earlier(outcome: &Outcome) -> u64 {
+    let applied = outcome.enforced.namespaces.applied.as_deref().unwrap();
+    applied.split_once("put back after ").map_or(0, |(_, rest)| rest.split(' ').next().unwrap().parse().unwrap())
 }

@@ -8,7 +8,7 @@ use nsbox::outcome::{Ended, Outcome, Value, Verdict};
 use nsbox::pool::Pool;
 
 use crate::harness::{alone, is_root, patiently, until};
-use crate::{builder, run};
+use crate::{builder, earlier, run};
 
 /// A pool of one slot, which every run of a test gets as long as it is used again.
 fn single(keys: &[(&str, &str)]) -> Pool {
@@ -27,13 +27,6 @@ fn good(pool: &Pool, source: &str) -> Outcome {
 #[track_caller]
 fn result(pool: &Pool, source: &str) -> Value {
     good(pool, source).result.unwrap()
-}
-
-/// How many runs the slot of this one had served before, as the outcome says.
-fn earlier(outcome: &Outcome) -> u64 {
-    let applied = outcome.enforced.namespaces.applied.as_deref().unwrap();
-    let count = applied.split_once("put back after ").map(|(_, rest)| rest.split(' ').next().unwrap().parse().unwrap());
-    count.unwrap_or(0)
 }
 
 /// Looks for a mark in all memory that it can read of itself, but for where this very search keeps it: which is nowhere, for the
@@ -215,12 +208,14 @@ fn memory_of_a_deep_stack_ends_the_slot() {
     assert_eq!(earlier(&good(&pool, "result = 1")), 0);
     assert_eq!(earlier(&good(&pool, "result = 1")), 1);
     // The C stack grows by page faults, without a system call: repr of nested lists recurses in C.
-    let deep = "import sys\nsys.setrecursionlimit(100_000)\nnested = []\nfor _ in range(20_000):\n    nested = [nested]\n\
-                try:\n    result = len(repr(nested))\nexcept RecursionError:\n    result = -1";
-    let outcome = run(&pool, deep);
-    if outcome.verdict == Verdict::Ok && outcome.result == Some(Value::Int(40_002)) {
-        assert_eq!(earlier(&good(&pool, "result = 1")), 0, "a slot whose stack has grown is not used again");
-    }
+    let size = "int(next(line for line in open('/proc/self/status') if line.startswith('VmStk')).split()[1])";
+    let deep = format!(
+        "import sys\nsys.setrecursionlimit(100_000)\nnested = []\nfor _ in range(8000):\n    nested = [nested]\n\
+         before = {size}\nrepr(nested)\nresult = {size} - before"
+    );
+    let Value::Int(grown) = result(&pool, &deep) else { panic!("no number") };
+    assert!(grown > 256, "{grown} KiB more of stack");
+    assert_eq!(earlier(&good(&pool, "result = 1")), 0, "a slot whose stack has grown is not used again");
     good(&pool, "result = 2");
 }
 

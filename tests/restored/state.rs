@@ -1,15 +1,10 @@
 //! What a run does to more than memory ends its slot: the next run has another, and finds nothing of it.
 
-use nsbox::outcome::{Outcome, Value, Verdict};
+use nsbox::outcome::{Value, Verdict};
 use nsbox::pool::{Counts, Pool};
 
 use crate::harness::{alone, until};
-use crate::{builder, run};
-
-fn earlier(outcome: &Outcome) -> u64 {
-    let applied = outcome.enforced.namespaces.applied.as_deref().unwrap();
-    applied.split_once("put back after ").map_or(0, |(_, rest)| rest.split(' ').next().unwrap().parse().unwrap())
-}
+use crate::{builder, earlier, run};
 
 /// Acts that a slot does not survive, and that a script may do.
 const ACTS: &[(&str, &str)] = &[
@@ -135,19 +130,22 @@ fn slot_ends_with_a_run_that_does_not_end_well() {
     }
 }
 
+/// Finds the nonce of the request, which lies in the runner's frames: an answer can be forged with it, and the script go on.
+const NONCE: &str = "
+import sys, os
+frame, nonce = sys._getframe(), None
+while frame:
+    nonce = frame.f_locals.get('nonce', nonce)
+    frame = frame.f_back
+";
+
 #[test]
 fn word_after_the_answer_is_nobodys() {
     if !alone("state::word_after_the_answer_is_nobodys") {
         return;
     }
     let pool = single();
-    // The answer is forged with the nonce that lies in the runner's frames, and the script goes on.
     let forge = "
-import sys, os, time
-frame, nonce = sys._getframe(), None
-while frame:
-    nonce = frame.f_locals.get('nonce', nonce)
-    frame = frame.f_back
 os.write(3, nonce + b'i')
 os.write(3, b'more')
 print('late', flush=True)
@@ -156,7 +154,7 @@ while True:
 ";
     for _ in 0..3 {
         used(&pool);
-        let forged = run(&pool, forge);
+        let forged = run(&pool, &format!("{NONCE}{forge}"));
         assert_eq!((forged.verdict, forged.result.clone()), (Verdict::Ok, None), "it harms itself alone: {forged:#?}");
         let next = run(&pool, "result = 1");
         assert_eq!((next.verdict, next.result.clone()), (Verdict::Ok, Some(Value::Int(1))), "{next:#?}");
@@ -171,11 +169,6 @@ fn forged_answer_without_another_word_is_put_back() {
     }
     let pool = single();
     let forge = "
-import sys, os
-frame, nonce = sys._getframe(), None
-while frame:
-    nonce = frame.f_locals.get('nonce', nonce)
-    frame = frame.f_back
 kept = [b'MARK'] * 1000
 os.write(3, nonce + b'i')
 while True:
@@ -183,7 +176,7 @@ while True:
     kept = kept[-1000:]
 ";
     for _ in 0..5 {
-        let forged = run(&pool, forge);
+        let forged = run(&pool, &format!("{NONCE}{forge}"));
         assert_eq!(forged.verdict, Verdict::Ok, "{forged:#?}");
         let next = run(&pool, "result = 'kept' in globals()");
         assert_eq!((next.verdict, next.result.clone()), (Verdict::Ok, Some(Value::Bool(false))), "{next:#?}");
