@@ -231,7 +231,8 @@ fn restorer_is_neither_seen_nor_reached() {
                   result = [seen == [1, os.getpid()], parent, reached, open('/proc/self/comm').read()]";
     let Value::List(found) = result(&pool, source) else { panic!("no list") };
     assert_eq!(found[..2], [Value::Bool(true), Value::Int(0)]);
-    assert_eq!(found[2], Value::List(Vec::new()));
+    // Its init, where Landlock does not know of signals.
+    assert!([vec![], vec![Value::Int(1)]].map(Value::List).contains(&found[2]), "{found:?}");
     assert_ne!(found[3], Value::Str("nsbox-restorer\n".to_owned()));
 }
 
