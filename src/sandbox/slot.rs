@@ -45,8 +45,10 @@ const ENTERED: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLON
 /// The files and folders that a script is given, by name.
 pub(crate) type Inputs = Vec<(String, PathBuf)>;
 
-/// A run that takes longer has the next slot made beside it, not after it.
+/// A run that takes longer has the next slot made beside it, not after it: as long as that takes.
 const LONG: Duration = Duration::from_millis(5);
+/// The same of a slot that is used again: many times what another one takes, for this one will be back.
+const LONG_OF_RESTORED: Duration = Duration::from_millis(100);
 
 /// What a slot is made with. The default serves any script that needs nothing of the host.
 #[derive(Debug, Default)]
@@ -275,7 +277,7 @@ impl Sandbox {
     }
 
     /// Watches the script that `slot` was given to its end. The slot is of no more use then, and may be dropped at leisure.
-    /// `long` is called once it has run for [`LONG`].
+    /// `long` is called once it has run for [`LONG`], or [`LONG_OF_RESTORED`].
     pub(crate) fn watch_slot(&self, slot: &mut Slot, task: &Task, watch: Watch<'_>, long: &dyn Fn()) -> Outcome {
         self.account_for(self.watch_to_the_end(slot, task, watch, long))
     }
@@ -303,7 +305,7 @@ impl Sandbox {
             program: self.filter(&slot.zygote, slot.restorer.is_some()),
             sink: watch.sink,
             listener: slot.listener.take(),
-            long: Some((started + LONG, long)),
+            long: Some((started + if slot.restorer.is_some() { LONG_OF_RESTORED } else { LONG }, long)),
             folder: None,
             line: Some(Line {
                 socket: slot.line.as_fd(),
