@@ -180,6 +180,9 @@ def rehearse(runner, hooks, native, script, state, seed):
         try:
             reseed(runner, hooks, native, state, seed)
             warm_up(runner, hooks, script)
+            # What only the last script of a process does.
+            runner.join_threads()
+            runner.run_exit_handlers()
             ranges = touched(areas)
             while ranges:
                 ranges = ranges[posix.write(sink, ranges) :]
