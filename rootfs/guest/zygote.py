@@ -58,8 +58,6 @@ def main(runner, single, repeated):
             __import__(module)
         except BaseException as error:
             refuse(control, f"import {module}", error)
-    for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
-        forget(name)
     hook_forks(hooked)
     hot = b""
     if "warm_up" in single:
@@ -68,6 +66,8 @@ def main(runner, single, repeated):
         ended = warm_up(runner, hooks, script)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
+    for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
+        forget(name)
     # Its first call has been made, which is what the quick way avoids.
     compile("", NAME, "exec")
     runner.compile_quickly = lambda text, file: None

@@ -141,6 +141,19 @@ fn random_numbers_of_numpy_are_drawn_by_each_run_anew() {
 }
 
 #[test]
+fn warm_up_may_import_what_preload_does_not() {
+    if !alone("images::warm_up_may_import_what_preload_does_not") {
+        return;
+    }
+    // The default one uses pandas, which may load pyarrow, whose allocator would start a thread.
+    let Some(pool) = of_pandas(&[("preload", "numpy")]) else { return };
+    let source =
+        "import os, sys\nresult = ['pandas' in sys.modules, [name for name in os.environ if 'MALLOC' in name]]";
+    let known = vec![Value::Bool(true), Value::List(Vec::new())];
+    assert_eq!(answered(&run(&pool, source)), &Value::List(known));
+}
+
+#[test]
 fn patch_of_a_preloaded_library_is_the_run_s_alone() {
     if !alone("images::patch_of_a_preloaded_library_is_the_run_s_alone") {
         return;
