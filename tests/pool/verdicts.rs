@@ -65,6 +65,42 @@ result = {
     assert_eq!(warm.result, cold.result);
 }
 
+/// What a script leaves to its end: a logger that flushes, a handler, a thread that outlasts it.
+const ENDINGS: [(&str, &str); 4] = [
+    (
+        "import logging, logging.handlers, sys\nout = logging.StreamHandler(sys.stdout)\n\
+         logging.getLogger().addHandler(logging.handlers.MemoryHandler(100, 100, out))\nlogging.error('kept')",
+        "kept\n",
+    ),
+    ("import atexit\natexit.register(print, 'at exit')", "at exit\n"),
+    (
+        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()\nprint('early')",
+        "early\nlate\n",
+    ),
+    (
+        "import atexit, concurrent.futures\ndef end():\n    try:\n        concurrent.futures.ThreadPoolExecutor().submit(print)\n\
+         \x20   except RuntimeError as error:\n        print('refused')\natexit.register(end)",
+        "refused\n",
+    ),
+];
+
+#[test]
+fn what_is_left_to_the_end_is_done() {
+    if !alone("verdicts::what_is_left_to_the_end_is_done") {
+        return;
+    }
+    let cold = crate::harness::sandbox(&[]);
+    for preload in ["json", "concurrent.futures,concurrent.futures.thread,logging,logging.handlers,threading"] {
+        let pool = pool(&[("preload", preload)]);
+        for (source, said) in ENDINGS {
+            let outcome = run(&pool, source);
+            expect(&outcome, Verdict::Ok, Ended::Answered);
+            assert_eq!(String::from_utf8_lossy(&outcome.stdout), said, "{preload}: {source}");
+            assert_eq!(outcome.stdout, cold.run(source).stdout, "{source}");
+        }
+    }
+}
+
 #[test]
 fn exception_is_an_error_with_its_traceback() {
     if !alone("verdicts::exception_is_an_error_with_its_traceback") {
