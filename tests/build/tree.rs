@@ -60,7 +60,10 @@ pub fn of_layout(layout: &Path) -> Tree {
 /// What a command writes, as a tar.
 pub fn of_command(mut command: Command) -> Tree {
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let tree = of_tar(child.stdout.take().unwrap());
+    let mut stdout = child.stdout.take().unwrap();
+    let tree = of_tar(&mut stdout);
+    // What pads the archive behind its end is read too, or the command may find nobody there to write it to.
+    std::io::copy(&mut stdout, &mut std::io::sink()).unwrap();
     assert!(child.wait().unwrap().success());
     tree
 }
