@@ -151,10 +151,11 @@ def end_quickly(runner):
 
     modules = sys.modules
     atexits = list(modules["threading"]._threading_atexits) if "threading" in modules else []
-    handlers = list(modules["logging"]._handlerList) if "logging" in modules else None
-    if handlers is not None:
+    logging = modules.get("logging")
+    handlers = list(logging._handlerList) if logging else []
+    if logging:
         # The first that was registered, and so the last to run: see below.
-        atexit.unregister(modules["logging"].shutdown)
+        atexit.unregister(logging.shutdown)
     known = atexit._ncallbacks()
 
     def join_threads():
@@ -166,8 +167,8 @@ def end_quickly(runner):
     def run_exit_handlers():
         if atexit._ncallbacks():
             atexit._run_exitfuncs()
-        if handlers is not None and modules["logging"]._handlerList != handlers:
-            modules["logging"].shutdown()
+        if logging and logging._handlerList != handlers:
+            logging.shutdown()
 
     runner.join_threads, runner.run_exit_handlers = join_threads, run_exit_handlers
 

@@ -69,7 +69,7 @@ impl Restorer {
                     source: (report.errno != 0).then(|| io::Error::from_raw_os_error(report.errno)),
                 })
             }
-            None => Err(supervise::Error::InitDied.into()),
+            None => Err(Error::Restorer { step: "answer in time (limits.setup_timeout)", source: None }),
         }
     }
 }
@@ -95,24 +95,20 @@ impl Slot {
             applied.push_str(&format!("; of a slot that was put back after {} runs", restorer.runs));
         }
         restorer.runs += 1;
-        restorer.is_clean = false;
         enforced
     }
 
     /// Keeps what a further run needs, if the last one allows any.
     pub(super) fn keep(&mut self, listener: Option<OwnedFd>, channels: Supervised, evidence: &Evidence) {
         let Some(restorer) = &mut self.restorer else { return };
-        let result = evidence.result.as_ref().map(std::fs::File::try_clone).transpose();
-        let is_clean = evidence.answer.is_some()
+        restorer.is_clean = evidence.answer.is_some()
             && evidence.kill.is_none()
             && evidence.told == 0
             && evidence.violations.is_empty()
             && evidence.counters.is_none_or(|counters| counters.oom_kills == 0);
-        if let Ok(result) = result
-            && is_clean
-            && result.is_some()
-        {
-            restorer.is_clean = true;
+        if restorer.is_clean {
+            // Where it cannot be shared, there is none, and a result that only it holds is no answer.
+            let result = evidence.result.as_ref().and_then(|file| file.try_clone().ok());
             self.listener = listener;
             self.channels = Some(Supervised { result, ..channels });
         }
@@ -152,6 +148,7 @@ impl Sandbox {
         }
         self.prepare_again(slot, deadline)?;
         slot.nonce = line::nonce().map_err(failed("draw a random number"))?;
+        slot.restorer.iter_mut().for_each(|restorer| restorer.is_clean = false);
         Ok(())
     }
 
@@ -174,14 +171,11 @@ impl Sandbox {
 
     /// Has the guest draw new random numbers and say that it is ready, and counts from here on.
     fn prepare_again(&self, slot: &mut Slot, deadline: Instant) -> Result<(), Error> {
-        let is_small = |slot: &Slot| {
-            let meter = slot.meter.as_ref();
-            let peak = meter.and_then(|meter| meter.read().memory_peak).unwrap_or(0);
-            meter.is_none_or(Meter::reset_peak)
-                || peak <= slot.before.memory_peak.unwrap_or(u64::MAX).saturating_add(PEAK_SLACK)
-        };
-        if !is_small(slot) {
-            return Err(Error::Restorer { step: "find the peak of its memory unchanged", source: None });
+        if let Some(meter) = slot.meter.as_ref().filter(|meter| !meter.reset_peak()) {
+            let (peak, first) = (meter.read().memory_peak.unwrap_or(0), slot.before.memory_peak.unwrap_or(u64::MAX));
+            if peak > first.saturating_add(PEAK_SLACK) {
+                return Err(Error::Restorer { step: "find the peak of its memory unchanged", source: None });
+            }
         }
         line::warm(&slot.line).map_err(failed("write to the slot"))?;
         self.await_guest(slot, None, deadline)?;

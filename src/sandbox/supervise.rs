@@ -31,7 +31,7 @@ use crate::sys::program::{
     COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_ORPHANED, REPORT_OUTPUT, REPORT_READY, Report,
 };
 
-/// After this many refused calls each answer waits a little, so that a flood of them costs the supervisor next to nothing.
+/// After this many calls that were refused, or told, each answer waits a little, so that a flood of them costs the supervisor next to nothing.
 const FLOOD: u64 = 10_000;
 /// How long the killed may take to be gone, before the supervisor says that it cannot tell.
 pub(crate) const REAP_PATIENCE: Duration = Duration::from_secs(10);
@@ -349,7 +349,7 @@ impl<'a> Supervisor<'a, '_> {
             Err(error) => return Err(lost(error)),
         };
         let total: u64 = self.evidence.violations.values().sum();
-        if total > FLOOD {
+        if total + self.evidence.told > FLOOD {
             std::thread::sleep(Duration::from_micros(200));
         }
         let (listener, id) = (listener.as_fd(), notification.id);

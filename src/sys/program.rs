@@ -117,7 +117,7 @@ pub const RESTORER_STEPS: [&str; 14] = [
     "find the guest waiting for its request",
     "read the guest's registers",
     "open the guest's files in /proc",
-    "list the guest's memory, which may have no more than 1,024 writable areas",
+    "list the guest's memory, which may have no more than 1,024 writable areas, and 16 that a fork empties",
     "do without shared memory that the guest can write to: what `preload` imports makes some",
     "read the guest's page map",
     "keep to the 4,096 pages that may differ from the zygote's",

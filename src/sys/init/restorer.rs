@@ -17,9 +17,10 @@ use core::arch::asm;
 use core::ptr::addr_of_mut;
 
 use super::execute::program::*;
-use super::execute::{Program, nr, reap, report, syscall, wait};
+use super::execute::{Program, SIGCHLD, WALL, nr, reap, report, syscall, wait};
 use super::{
-    EXIT_GROUP, MADVISE, MAP_ANONYMOUS, MAP_PRIVATE, MMAP, OPEN, PR_SET_DUMPABLE, PRCTL, PROT_READ_WRITE, close,
+    EXIT_GROUP, MADVISE, MAP_ANONYMOUS, MAP_PRIVATE, MMAP, O_CLOEXEC, OPEN, PR_SET_DUMPABLE, PRCTL, PROT_READ_WRITE,
+    close,
 };
 
 const LSEEK: usize = 8;
@@ -44,7 +45,7 @@ const PTRACE_INTERRUPT: usize = 0x4207;
 const PTRACE_EVENT_STOP: u32 = 128;
 const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
-const WALL: usize = 0x4000_0000;
+const EINVAL: isize = 22;
 const CLD_EXITED: i32 = 1;
 const CLD_KILLED: i32 = 2;
 const MADV_DONTFORK: usize = 10;
@@ -54,8 +55,6 @@ const PR_SET_MEMORY_MERGE: usize = 67;
 const PR_SET_NAME: usize = 15;
 const CLONE_CHILD_CLEARTID: usize = 0x0020_0000;
 const CLONE_CHILD_SETTID: usize = 0x0100_0000;
-const SIGCHLD: usize = 17;
-const O_CLOEXEC: usize = 0o2_000_000;
 
 /// Of `struct user_regs_struct`, in words: the result, and the number, of a system call; its first argument.
 const RAX: usize = 10;
@@ -134,7 +133,7 @@ struct Region {
     control: usize,
     orders: usize,
     signals: usize,
-    /// The guest waits at its end until the other one is closed.
+    /// The guest waits at its end for a byte, and ends where none comes.
     gate: [i32; 2],
     page_map: usize,
     stat: usize,
@@ -163,15 +162,24 @@ pub unsafe fn stand_over(program: &mut Program, signals: usize, wiped: *const us
         if at <= 0 {
             fail(program.control, FORK, -at as i32);
         }
-        // Huge pages, and pages merged for their content, would be mapped in ways that tell nothing of who wrote to them.
-        syscall(PRCTL, [PR_SET_THP_DISABLE, 1, 0, 0, 0, 0]);
-        syscall(PRCTL, [PR_SET_MEMORY_MERGE, 0, 0, 0, 0, 0]);
-        syscall(MADVISE, [at as usize, length, MADV_DONTFORK, 0, 0, 0]);
+        // Huge pages, and pages merged for their content, would be mapped in ways that tell nothing of who wrote to them. Before
+        // Linux 6.4 nobody can have all of a process's pages merged.
+        let split = syscall(PRCTL, [PR_SET_THP_DISABLE, 1, 0, 0, 0, 0]);
+        let unmerged = syscall(PRCTL, [PR_SET_MEMORY_MERGE, 0, 0, 0, 0, 0]);
+        let unshared = syscall(MADVISE, [at as usize, length, MADV_DONTFORK, 0, 0, 0]);
+        for result in [split, if unmerged == -EINVAL { 0 } else { unmerged }, unshared] {
+            if result < 0 {
+                fail(program.control, FORK, -result as i32);
+            }
+        }
         let region = at as *mut Region;
         (*region).control = program.control;
         (*region).orders = register(program, program.header.restorer);
         (*region).signals = signals;
-        for i in 0..(count / 2).min((*region).wiped.len()) {
+        if count / 2 > (*region).wiped.len() {
+            fail(program.control, LIST, 0);
+        }
+        for i in 0..count / 2 {
             let range =
                 Range { begin: wiped.add(2 * i).read_unaligned(), length: wiped.add(2 * i + 1).read_unaligned() };
             if let Some(place) = (*region).wiped.get_mut(i) {
@@ -191,7 +199,7 @@ pub unsafe fn stand_over(program: &mut Program, signals: usize, wiped: *const us
         }
         let [gate, far_gate] = (*region).gate;
         syscall(PRCTL, [PR_SET_DUMPABLE, 1, 0, 0, 0, 0]);
-        let flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD;
+        let flags = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD as usize;
         let top = (addr_of_mut!((*region).stack) as usize).wrapping_add(size_of::<[Frame; 8]>());
         // The parent is on its own stack before it writes anything; the child goes on here.
         asm!("syscall", "test rax, rax", "jz 2f", "mov rsp, r12", "mov rdi, r13", "mov rsi, rax", "call {run}", "ud2", "2:",
@@ -200,9 +208,11 @@ pub unsafe fn stand_over(program: &mut Program, signals: usize, wiped: *const us
              lateout("rcx") _, lateout("r11") _);
         close(far_gate as usize);
         let mut byte = 0_u8;
-        syscall(nr::READ, [gate as usize, &raw mut byte as usize, 1, 0, 0, 0]);
+        let is_let = syscall(nr::READ, [gate as usize, &raw mut byte as usize, 1, 0, 0, 0]) == 1;
         close(gate as usize);
-        syscall(PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0, 0]);
+        if !is_let || syscall(PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0, 0]) != 0 {
+            exit();
+        }
     }
 }
 
@@ -234,10 +244,15 @@ unsafe extern "C" fn run(region: *mut Region, guest: isize) -> ! {
     if let Err((step, errno)) = region.open_files() {
         fail(region.control, step, errno);
     }
-    // SAFETY: the name ends with a NUL.
+    // SAFETY: the name ends with a NUL; the byte is one.
     unsafe {
         syscall(PRCTL, [PR_SET_NAME, c"nsbox-restorer".as_ptr() as usize, 0, 0, 0, 0]);
-        syscall(PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0, 0]);
+        let hidden = syscall(PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0, 0]);
+        if hidden < 0 {
+            fail(region.control, FORK, -hidden as i32);
+        }
+        let byte = 1_u8;
+        syscall(nr::WRITE, [gate as usize, &raw const byte as usize, 1, 0, 0, 0]);
     }
     close(gate as usize);
     loop {
@@ -347,7 +362,11 @@ impl Region {
         self.scan()?;
         self.size = self.address_space()?;
         self.look_at_files()?;
-        (_, self.faults) = self.threads_and_faults()?;
+        let threads;
+        (threads, self.faults) = self.threads_and_faults()?;
+        if threads != 1 {
+            return Err((THREADS, 0));
+        }
         self.join_its_processors();
         self.go_on()
     }
