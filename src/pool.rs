@@ -14,21 +14,22 @@
 mod builder;
 mod keeper;
 mod maker;
+mod state;
 mod submit;
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use builder::{Builder, Drained};
+use state::State;
 pub use submit::Handle;
 
 use crate::config::Config;
 use crate::outcome::{Outcome, Verdict};
+use crate::sandbox::lane::Lanes;
 use crate::sandbox::slot::{Inputs, Order, Slot};
-use crate::sandbox::zygote::Zygote;
 use crate::sandbox::{self, Cancel, Sandbox, Script, Watch};
 
 /// How often a run that waits looks whether it was cancelled.
@@ -92,49 +93,7 @@ struct Shared {
     /// For runs: a slot is ready, or never will be.
     ready: Condvar,
     jobs: submit::Jobs,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    zygote: Option<Current>,
-    /// Why the last zygote ended by itself, if it said so.
-    last_word: Option<String>,
-    /// Why there is no zygote, once the keeper has given up.
-    broken: Option<String>,
-    /// Why the last slot could not be made.
-    refused: Option<String>,
-    /// Whether the keeper is to start the next zygote.
-    rotate: bool,
-    slots: VecDeque<Slot>,
-    /// What slots are made ahead with.
-    inputs: Inputs,
-    /// What the last run had, where it had others.
-    wished: Option<Inputs>,
-    used: Vec<Slot>,
-    /// Slots that have served and may serve again, once they have been put back.
-    worn: Vec<Slot>,
-    /// Slots that are being made, in use, or being ended.
-    making: usize,
-    running: usize,
-    ending: usize,
-    /// Slots in use that are likely to serve again; of these, those that are likely to be back soon.
-    lent: usize,
-    returning: usize,
-    /// Runs that wait for a slot to become ready, and for room to fork one.
-    waiting: usize,
-    forking: usize,
-    closing: bool,
-    counts: Counts,
-}
-
-/// The zygote that slots are made of.
-#[derive(Debug)]
-struct Current {
-    zygote: Arc<Zygote>,
-    generation: u64,
-    since: Instant,
-    /// Slots made of it.
-    made: u64,
+    lanes: Lanes,
 }
 
 /// What a pool has done so far.
@@ -153,45 +112,6 @@ pub struct Counts {
     pub crashes: u64,
 }
 
-impl State {
-    /// Slots that take memory and processes, of whatever state.
-    fn alive(&self) -> usize {
-        self.slots.len() + self.used.len() + self.worn.len() + self.making + self.running + self.ending
-    }
-
-    /// Whether slots are to be made until there are `wanted`. Those that will be back are counted, unless runs have to wait for
-    /// ones that take their time.
-    fn is_short(&self, wanted: usize) -> bool {
-        let coming = self.making + self.worn.len();
-        let waits = self.slots.is_empty() && self.waiting > 0;
-        self.slots.len() + coming + self.lent < wanted || waits && coming + self.returning < wanted
-    }
-
-    /// A run was not served for its inputs. Slots are made with these from the second time in a row on.
-    fn wish(&mut self, inputs: &Inputs) {
-        if self.wished.as_ref() == Some(inputs) {
-            self.inputs.clone_from(inputs);
-            self.used.extend(self.slots.drain(..));
-        } else {
-            self.wished = Some(inputs.clone());
-        }
-    }
-
-    /// A slot that is ready, of a zygote that has a successor; one at a time, while the others serve.
-    fn outdated(&mut self) -> Option<Slot> {
-        let current = Arc::clone(&self.zygote.as_ref()?.zygote);
-        let old = self.slots.iter().position(|slot| !slot.is_of(&current)).filter(|_| self.making == 0)?;
-        self.slots.remove(old)
-    }
-
-    /// A slot that is to be warmed up, now that there are as many as there should be; one at a time. Before, and while runs
-    /// wait, it would take longer than it saves.
-    fn coldest(&mut self) -> Option<Slot> {
-        let cold = self.slots.iter().position(|slot| !slot.is_warm()).filter(|_| self.making == 0)?;
-        self.slots.remove(cold)
-    }
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under the lock.
@@ -203,6 +123,7 @@ impl Shared {
 struct Taken<'p> {
     shared: &'p Shared,
     slot: Option<Slot>,
+    lane: Option<usize>,
     /// Whether it is counted among those that serve again, and among those that will be back soon.
     is_lent: bool,
     returns: Cell<bool>,
@@ -222,6 +143,9 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.running -= 1;
+        if let Some(lane) = self.lane {
+            state.busy[lane] -= 1;
+        }
         state.lent -= usize::from(self.is_lent);
         state.returning -= usize::from(self.returns.get());
         let worn = self.slot.take_if(|slot| slot.is_restorable() && !state.closing);
@@ -320,6 +244,7 @@ impl Shared {
     /// A slot with these inputs that is ready, as soon as there is one.
     fn take(&self, inputs: &Inputs, cancel: Option<&Cancel>) -> Result<Taken<'_>, Box<Outcome>> {
         let deadline = Instant::now() + self.settings.patience;
+        let here = self.lanes.here();
         let mut state = self.lock();
         let mut waits = false;
         loop {
@@ -340,14 +265,22 @@ impl Shared {
                 self.work.notify_all();
                 return self.fork(Order { inputs: inputs.clone(), ..Order::default() }, cancel);
             }
-            let found = if let Some(slot) = state.slots.pop_front() {
+            let next = state.next(here).and_then(|at| state.slots.remove(at));
+            let found = if let Some(slot) = next {
                 if slot.is_alive() && slot.shows(inputs) {
-                    let is_lent = slot.serves_again();
+                    let (lane, is_lent) = (slot.lane(), slot.serves_again());
                     state.running += 1;
+                    state.occupy(lane);
                     state.lent += usize::from(is_lent);
                     state.returning += usize::from(is_lent);
                     state.wished = None;
-                    Some(Ok(Taken { shared: self, slot: Some(slot), is_lent, returns: Cell::new(is_lent) }))
+                    Some(Ok(Taken {
+                        shared: self,
+                        slot: Some(slot),
+                        lane: Some(lane),
+                        is_lent,
+                        returns: Cell::new(is_lent),
+                    }))
                 } else {
                     state.used.push(slot);
                     self.work.notify_one();
@@ -428,9 +361,11 @@ impl Shared {
         state.counts.slots += 1;
         state.counts.forked += 1;
         drop(state);
-        let mut taken = Taken { shared: self, slot: None, is_lent: false, returns: Cell::new(false) };
+        let mut taken = Taken { shared: self, slot: None, lane: None, is_lent: false, returns: Cell::new(false) };
         match self.sandbox.slot(&zygote, order) {
             Ok(slot) => {
+                self.lock().occupy(slot.lane());
+                taken.lane = Some(slot.lane());
                 taken.slot = Some(slot);
                 Ok(taken)
             }

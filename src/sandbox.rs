@@ -19,6 +19,7 @@ pub(crate) mod idmap;
 pub(crate) mod input;
 pub(crate) mod knob;
 pub(crate) mod landlock;
+pub(crate) mod lane;
 pub(crate) mod line;
 mod measure;
 mod meter;
@@ -321,7 +322,7 @@ impl Sandbox {
         caps::plan_bound(&mut plan);
         // A zygote runs no code of a script's: its slots do, and get the rest.
         if matches!(command.task, guest::Task::Script { .. }) {
-            guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pid.unsigned_abs() as usize);
+            lane::Lanes::of(self.config.limits.cpus).plan(&mut plan, nest.init.pid.unsigned_abs() as usize);
             caps::plan_clear(&mut plan);
             if let Some(abi) = self.landlock {
                 landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());

@@ -200,10 +200,11 @@ def run_script(request, given, out, err, result, start, go):
 
     names = [value.decode() for value in request.get("value", ())]
     values = [(name, posix.open(f"/run/nsbox/values/{name}", posix.O_RDONLY | posix.O_CLOEXEC)) for name in names]
-    ended = runner.Ended(hooks, file, source, arguments, inputs, limit, begin, values=values)
-    ended.hand_back(result)
-    ended.finish()
-    runner.leave(ended.code, {0, 1, 2, result})
+    script = runner.Script()
+    script.run(hooks, file, source, arguments, inputs, limit, begin, values=values)
+    script.hand_back(result)
+    script.finish()
+    runner.leave(script.code, {0, 1, 2, result})
 
 
 # Pid 1.

@@ -172,15 +172,16 @@ def write_all(fd, data):
         done += posix.pwrite(fd, view[done:], done)
 
 
-def write_script(path, data):
-    """Puts the script where its `__file__` says, so that tools which read it find it."""
-    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o644)
-    try:
-        done = 0
-        while done < len(data):
-            done += posix.write(fd, data[done:])
-    finally:
-        posix.close(fd)
+def open_script(path):
+    """The file at the script's `__file__`, which tools read."""
+    return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o644)
+
+
+def write_script(fd, data):
+    """Puts the script there."""
+    while data:
+        data = data[posix.write(fd, data) :]
+    posix.close(fd)
 
 
 def prepare_interpreter(folder, single, repeated):
@@ -193,18 +194,11 @@ def prepare_interpreter(folder, single, repeated):
         setattr(builtins, name, SiteBuiltin(name))
 
 
-def new_main(file, inputs):
-    """A fresh `__main__`, as CPython makes it for a script."""
+def new_main():
+    """A fresh `__main__`, as CPython makes it for a script whose name is to come."""
     main = type(sys)("__main__")
-    main.__dict__.update(
-        __annotations__={},
-        __builtins__=builtins,
-        __cached__=None,
-        __file__=file,
-        __loader__=_frozen_importlib_external.SourceFileLoader("__main__", file),
-    )
-    if inputs:
-        main.inputs = {name: path or f"/input/{name}" for name, _, path in (text.partition("=") for text in inputs)}
+    loader = _frozen_importlib_external.SourceFileLoader("__main__", None)
+    main.__dict__.update(__annotations__={}, __builtins__=builtins, __cached__=None, __file__=None, __loader__=loader)
     sys.modules["__main__"] = main
     return main
 
@@ -212,13 +206,9 @@ def new_main(file, inputs):
 def hook_imports(seed, network=False):
     """Arms what waits for an import, whatever the script: seeds and, without a network, the hint."""
     hooks = Hooks()
-
-    def explain_network(module):
-        load("network_hint").install(module)
-
     if not network:
-        hooks.add("socket", explain_network)
-        hooks.add("curl_cffi.curl", explain_network)
+        for name in ("socket", "curl_cffi.curl"):
+            hooks.add(name, lambda module: load("network_hint").install(module))
     if seed is not None:
         for name, hook in seed_with(seed).items():
             hooks.add(name, hook)
@@ -229,14 +219,15 @@ def hook_imports(seed, network=False):
 def keep_source(hooks, file, text):
     """Gives tracebacks the source lines of the text that runs."""
 
-    def remember_source(linecache):
-        # No modification time: the entry outlives any change of the file.
-        linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    # No modification time: the entry outlives any change of the file.
+    entry = (len(text), None, text.splitlines(True), file)
+    if linecache := sys.modules.get("linecache"):
+        linecache.cache[file] = entry
+    else:
+        hooks.add("linecache", lambda linecache: linecache.cache.update({file: entry}))
 
-    hooks.add("linecache", remember_source)
 
-
-# The script.
+# The script and after.
 
 
 class Compiled(BaseException):
@@ -281,9 +272,6 @@ def run(main, text, file, root):
     except BaseException as error:
         return error.with_traceback(error.__traceback__.tb_next)
     return None
-
-
-# After the script.
 
 
 def exit_code_of(error):
@@ -426,32 +414,43 @@ def leave(code, known):
     posix._exit(code)
 
 
-class Ended:
-    """A script that has run to its end: its uncaught exception, its exit code, the document of what it leaves."""
+class Script:
+    """A script: what can be made before its text is known, its run, and what it leaves."""
 
-    def __init__(self, hooks, file, data, arguments, inputs, limit, begin, last=True, root=None, kept=False, values=()):
-        """Runs it. `begin` is called right before its first line; `last`: no other script runs in this process; `kept`: no
-        file is written, not even where its `__file__` says; `values`: inputs by name and descriptor."""
+    def __init__(self, last=True, kept=False, ahead=None):
+        """`last`: no other script runs in this process; `kept`: no file is written, not even where its `__file__` says;
+        `ahead`: where the file is made now, to be renamed if need be."""
+        self.last, self.kept = last, kept
+        self.main, self.process = new_main(), posix.getpid()
+        self.ahead = (ahead, open_script(ahead)) if ahead else None
+
+    def run(self, hooks, file, data, arguments, inputs, limit, begin, root=None, values=()):
+        """Runs it to its end: its uncaught exception, its exit code, the document of what it leaves. `begin` is called right
+        before its first line; `values`: inputs by name and descriptor."""
         text = data.decode("utf-8").removeprefix("\ufeff")
-        if not kept:
-            write_script(file, data)
+        if not self.kept:
+            made, fd = self.ahead or (file, open_script(file))
+            if made != file:
+                posix.rename(made, file)
+            write_script(fd, data)
         sys.argv[:] = [file, *arguments]
         sys.orig_argv[:] = [sys.executable, *sys.argv]
-        self.last = last
-        self.main = main = new_main(file, inputs)
+        main = self.main
+        main.__file__ = main.__loader__.path = file
+        if inputs:
+            main.inputs = {name: path or f"/input/{name}" for name, _, path in (text.partition("=") for text in inputs)}
         keep_source(hooks, file, text)
-        process = posix.getpid()
         error = load("inputs").give(main.__dict__, values) if values else None
         begin()
         self.error = error = error or run(main, text, file, root)
         self.code = exit_code_of(error)
         failure = None if error is None or isinstance(error, SystemExit) else report(error, file, data)
-        if last:
+        if self.last:
             # To Python this is the end: no thread pool takes work afterwards.
             join_threads()
         self.document = b""
         # A child that the script forked also comes by here: the document is its parent's.
-        self.is_child = posix.getpid() != process
+        self.is_child = posix.getpid() != self.process
         if not self.is_child:
             names = [name for name in RESULT_NAMES if name in main.__dict__] if self.code == 0 else []
             if names or failure:
@@ -488,10 +487,11 @@ def main():
 
     limit, root = int(single["result_limit"]), single.get("root")
     values = load("inputs").receive(int(single["values"]), True) if "values" in single else ()
-    ended = Ended(hooks, file, data, arguments, repeated["input"], limit, begin, root=root, values=values)
-    ended.hand_back(result_fd)
-    ended.finish()
-    leave(ended.code, {0, 1, 2, result_fd})
+    script = Script()
+    script.run(hooks, file, data, arguments, repeated["input"], limit, begin, root, values)
+    script.hand_back(result_fd)
+    script.finish()
+    leave(script.code, {0, 1, 2, result_fd})
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ It runs no code of a script's. A slot is a fork of it that has been put behind t
     slot        b"r"            ready
     supervisor  b"w"            warm up (at most once), then be ready again; to a slot that is used again: it has been put back, or
                                 is new
-    supervisor  the request, in messages of at most MESSAGE bytes: 16 bytes of nonce, then texts, each with its length in
-                four bytes before it: b"a" (answer) or b"x" (exit), the source, `__file__`, the number of arguments, the
-                arguments, the names of inputs
+    supervisor  the request, in messages of at most MESSAGE bytes: 16 bytes of nonce, the length of all in four bytes, and in
+                marshal's format b"a" (answer) or b"x" (exit), `__file__`, the source, the arguments, the names of inputs
     supervisor  after b"av" or b"xv" one more message, with the inputs that are values: see inputs.py
     slot        the answer: the nonce, b"i" and the document, or b"m" where the memfd holds it
 
@@ -27,6 +26,7 @@ end of the process.
 
 import _imp
 import gc
+import marshal
 import posix
 import sys
 
@@ -35,6 +35,8 @@ MESSAGE = 16384
 # The longest document that goes into an answer; the same number is in src/sandbox/slot.rs.
 INLINE = 65536
 NAME = "/work/warm_up.py"
+# Where most scripts are.
+SCRIPT = "/work/script.py"
 PAGE = 4096
 POPULATE_READ, POPULATE_WRITE = 22, 23
 # What `native.next` says of a slot that is used again.
@@ -150,19 +152,19 @@ def end_quickly(runner):
     import atexit
 
     modules = sys.modules
-    atexits = list(modules["threading"]._threading_atexits) if "threading" in modules else []
+    late = modules["threading"]._threading_atexits if "threading" in modules else []
+    atexits = list(late)
     logging = modules.get("logging")
     handlers = list(logging._handlerList) if logging else []
     if logging:
         # The first that was registered, and so the last to run: see below.
         atexit.unregister(logging.shutdown)
     known = atexit._ncallbacks()
+    plain_join = runner.join_threads
 
     def join_threads():
-        threading = modules.get("threading")
-        if threading is not None:
-            if _thread._count() or atexit._ncallbacks() != known or threading._threading_atexits != atexits:
-                threading._shutdown()
+        if _thread._count() or atexit._ncallbacks() != known or late != atexits:
+            plain_join()
 
     def run_exit_handlers():
         if atexit._ncallbacks():
@@ -170,7 +172,9 @@ def end_quickly(runner):
         if logging and logging._handlerList != handlers:
             logging.shutdown()
 
-    runner.join_threads, runner.run_exit_handlers = join_threads, run_exit_handlers
+    runner.run_exit_handlers = run_exit_handlers
+    if "threading" in modules:
+        runner.join_threads = join_threads
 
 
 def forget(name):
@@ -274,20 +278,20 @@ def refuse(control, what, error):
     posix._exit(1)
 
 
-def warm_up(runner, hooks, script):
+def warm_up(runner, hooks, text):
     """Runs the warm-up script as a request's is run, from the message to the answer, so that all of it has been done before."""
-    request = [b"a", script, NAME.encode(), b"0"]
-    message = b"".join(len(text).to_bytes(4, "little") + text for text in request)
-    nonce, texts = unpack(bytes(16) + (20 + len(message)).to_bytes(4, "little") + message)
-    ended = execute(runner, hooks, texts, 1 << 24, False)
-    ended.finish()
+    message = marshal.dumps((b"a", NAME, text, [], []), 2)
+    _, *request = receive(bytes(16) + (20 + len(message)).to_bytes(4, "little") + message)
+    script = runner.Script(last=False, ahead=SCRIPT)
+    script.run(hooks, *request, 1 << 24, bool)
+    script.finish()
     nowhere = posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC)
-    answer(runner, nowhere, nonce, ended.document)
+    answer(runner, nowhere, bytes(16), script.document)
     posix.close(nowhere)
     posix.unlink(NAME)
     if "linecache" in sys.modules:
         sys.modules["linecache"].cache.pop(NAME, None)
-    return ended
+    return script
 
 
 def find_state():
@@ -333,6 +337,7 @@ def serve(runner, hooks, native, hot, state, seed, limit, restored):
     reseed(runner, hooks, native, state, seed)
     if restored and seed is None and "random" in sys.modules:
         sys.modules["random"].seed()
+    script = runner.Script(kept=restored, ahead=None if restored else SCRIPT)
     posix.write(REQUEST, b"r")
     data = posix.read(REQUEST, MESSAGE)
     if data == b"w":
@@ -341,49 +346,30 @@ def serve(runner, hooks, native, hot, state, seed, limit, restored):
         data = posix.read(REQUEST, MESSAGE)
     if len(data) < 20:
         posix._exit(0)
-    nonce, texts = receive(data)
-    values = runner.load("inputs").receive(REQUEST) if texts[0][1:] else ()
-    ended = execute(runner, hooks, texts, limit, True, restored, values)
-    if ended.is_child:
-        ended.finish()
-        runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
-    if ended.code == 0 and texts[0][:1] == b"a":
-        ended.finish()
-        if ended.code == 0 and answer(runner, REQUEST, nonce, ended.document):
+    nonce, (kind, *request) = data[:16], receive(data)
+    values = runner.load("inputs").receive(REQUEST) if kind[1:] else ()
+    script.run(hooks, *request, limit, bool, None, values)
+    if script.is_child:
+        script.finish()
+        runner.leave(script.code, {0, 1, 2, REQUEST, RESULT})
+    if script.code == 0 and kind[:1] == b"a":
+        script.finish()
+        if script.code == 0 and answer(runner, REQUEST, nonce, script.document):
             # Killed here, mostly. Where the supervisor wants to see the process end by itself, it hangs up.
             posix.read(REQUEST, 1)
-        ended.hand_back(RESULT)
+        script.hand_back(RESULT)
     else:
-        ended.hand_back(RESULT)
-        ended.finish()
-    runner.leave(ended.code, {0, 1, 2, REQUEST, RESULT})
-
-
-def execute(runner, hooks, texts, limit, last, kept=False, values=()):
-    """Runs the script of a request; `last`, `kept` and `values` as in runner.Ended."""
-    _, source, file, count, *rest = texts
-    rest = [text.decode("utf-8", "surrogateescape") for text in rest]
-    count = int(count)
-    file, arguments, names = file.decode(), rest[:count], rest[count:]
-    return runner.Ended(hooks, file, source, arguments, names, limit, bool, last, kept=kept, values=values)
+        script.hand_back(RESULT)
+        script.finish()
+    runner.leave(script.code, {0, 1, 2, REQUEST, RESULT})
 
 
 def receive(data):
-    """The nonce and the texts of the request that begins so."""
+    """The request that begins so, without its nonce."""
     total = int.from_bytes(data[16:20], "little")
     while len(data) < total:
         data += posix.read(REQUEST, MESSAGE)
-    return unpack(data)
-
-
-def unpack(data):
-    """The nonce and the texts of a whole message."""
-    texts, at = [], 20
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 4], "little")
-        texts.append(data[at + 4 : at + 4 + length])
-        at += 4 + length
-    return data[:16], texts
+    return marshal.loads(data[20:])
 
 
 def answer(runner, line, nonce, document):

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Error, Pool, Shared, State, keeper, maker, submit};
 use crate::config::{Config, Slots};
 use crate::sandbox::Sandbox;
+use crate::sandbox::lane::Lanes;
 
 /// What an idle slot takes, warmed up, with room to spare.
 const SLOT_BYTES: u64 = 32 << 20;
@@ -134,7 +135,7 @@ impl Builder {
             ));
         }
         let sandbox = Sandbox::new(self.config.clone()).map_err(Error::Start)?;
-        let makers = self.makers;
+        let (makers, lanes) = (self.makers, Lanes::of(self.config.limits.cpus));
         let shared = Arc::new(Shared {
             sandbox,
             settings: self,
@@ -143,6 +144,7 @@ impl Builder {
             succession: Condvar::new(),
             ready: Condvar::new(),
             jobs: submit::Jobs::default(),
+            lanes,
         });
         // From here on, what fails is undone by the pool's own end.
         let mut pool = Pool { shared: Arc::clone(&shared), threads: Vec::new() };

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Current, Error, Shared};
+use super::state::Current;
+use super::{Error, Shared};
 use crate::sandbox::slot::{Order, Slot};
 use crate::sandbox::{self, zygote::Zygote};
 

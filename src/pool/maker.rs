@@ -4,7 +4,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Error, Shared, State};
+use super::state::State;
+use super::{Error, Shared};
 use crate::sandbox::slot::{Order, Slot};
 use crate::sys::sched::be_patient;
 

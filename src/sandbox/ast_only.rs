@@ -21,6 +21,7 @@ use super::channels::Channels;
 use super::direct::plan_control;
 use super::guest::{self, Task};
 use super::idmap::HostIds;
+use super::lane::Lanes;
 use super::nest::{self, Ground, Nest};
 use super::plan::{Arg, Plan};
 use super::script::{Cancel, Script, Watch};
@@ -165,7 +166,7 @@ impl AstOnly {
         plan_control(plan, "adopt the orphans of the script", libc::PR_SET_CHILD_SUBREAPER, 1);
         plan_file(plan, "offer the guest to the out-of-memory killer", c"/proc/self/oom_score_adj", c"1000");
         rlimits::plan(plan, &account.rlimits);
-        guest::plan_affinity(plan, self.inner.config.limits.cpus, init.unsigned_abs() as usize);
+        Lanes::of(self.inner.config.limits.cpus).plan(plan, init.unsigned_abs() as usize);
         if matches!(self.inner.ids, HostIds::Free { .. }) {
             caps::plan_bound(plan);
             let [uid, gid] = [account.host_ids.0, account.host_ids.1].map(|id| Arg::Value(id.into()));

@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::lane;
 use super::plan::{Arg, Plan, literal};
 use super::rlimits::{self, Rlimit};
 use crate::config::{Config, Slots};
@@ -308,7 +309,7 @@ impl Command<'_> {
 
 /// The variables that every guest has, whatever its image.
 pub(crate) fn fixed_environment(config: &Config) -> Vec<(String, OsString)> {
-    let threads = processors(config.limits.cpus);
+    let threads = lane::processors(config.limits.cpus);
     let mut fixed: Vec<(String, OsString)> = [
         ("PATH", "/usr/local/bin:/usr/bin:/bin"),
         ("HOME", crate::image::HOME),
@@ -332,31 +333,6 @@ pub(crate) fn fixed_environment(config: &Config) -> Vec<(String, OsString)> {
 pub(crate) fn plan_unblock(plan: &mut Plan) {
     let args = [Arg::Value(libc::SIG_SETMASK as u64), Arg::Bytes(&[0; 8]), Arg::Value(0), Arg::Value(8)];
     plan.call("unblock the guest's signals", libc::SYS_rt_sigprocmask, &args);
-}
-
-/// How many CPUs the guest's libraries should count on.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the config bounds cpus")]
-pub(crate) fn processors(cpus: f64) -> usize {
-    cpus.ceil().max(1.0) as usize
-}
-
-/// Plans the CPU affinity of all that follows: as many CPUs as the limit, so that libraries which count them start as
-/// many threads as can run. `offset` spreads runs over the CPUs.
-pub(crate) fn plan_affinity(plan: &mut Plan, cpus: f64, offset: usize) {
-    let Ok(allowed) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return };
-    let allowed: Vec<usize> =
-        (0..nix::sched::CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
-    let wanted = processors(cpus);
-    if wanted >= allowed.len() {
-        return;
-    }
-    let mut mask = [0_u8; 128];
-    for i in 0..wanted {
-        let cpu = allowed[(offset + i) % allowed.len()];
-        mask[cpu / 8] |= 1 << (cpu % 8);
-    }
-    let args = [Arg::Value(0), Arg::Value(mask.len() as u64), Arg::Bytes(&mask)];
-    plan.call("set the CPU affinity", libc::SYS_sched_setaffinity, &args);
 }
 
 /// Plans how all that follows is scheduled: `SCHED_BATCH` interrupts nobody when it wakes up, `SCHED_OTHER` is what

@@ -70,17 +70,22 @@ impl Request<'_> {
         let mut message = Vec::with_capacity(HEAD + self.source.len() + 256);
         message.extend_from_slice(nonce);
         message.extend_from_slice(&[0; 4]);
-        let mut text = |bytes: &[u8]| {
-            message.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        // Python's marshal format: a tuple of byte strings, texts and lists of texts.
+        let mut put = |kind: u8, length: usize, bytes: &[u8]| {
+            message.push(kind);
+            message.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
             message.extend_from_slice(bytes);
         };
         let kinds: [&[u8]; 2] = if self.values.is_empty() { [b"x", b"a"] } else { [b"xv", b"av"] };
-        text(kinds[usize::from(self.answer)]);
-        text(self.source);
-        text(self.file.as_bytes());
-        text(self.args.len().to_string().as_bytes());
-        self.args.iter().for_each(|arg| text(arg.as_bytes()));
-        self.inputs.iter().for_each(|name| text(name.as_bytes()));
+        let kind = kinds[usize::from(self.answer)];
+        put(b'(', 5, b"");
+        put(b's', kind.len(), kind);
+        put(b'u', self.file.len(), self.file.as_bytes());
+        put(b's', self.source.len(), self.source);
+        put(b'[', self.args.len(), b"");
+        self.args.iter().for_each(|arg| put(b'u', arg.len(), arg.as_bytes()));
+        put(b'[', self.inputs.len(), b"");
+        self.inputs.iter().for_each(|name| put(b'u', name.len(), name.as_bytes()));
         let total = u32::try_from(message.len()).map_err(io::Error::other)?;
         message[16..HEAD].copy_from_slice(&total.to_le_bytes());
         for part in message.chunks(MESSAGE) {

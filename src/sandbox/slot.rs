@@ -6,6 +6,8 @@
 //! every process that was in it is gone, for it costs as much as all the others and holds nothing (no interface is up, and
 //! nobody can put one up).
 
+mod plan;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -20,27 +22,22 @@ use super::cgroup::Cgroup;
 use super::channels::{Channels, Supervised};
 use super::evidence::Evidence;
 use super::input::{self, Values};
+use super::lane::Place;
 use super::line::{self, Line, Nonce, Request};
 use super::meter::{Counters, Meter};
-use super::mounts::Private;
 use super::nest::Nest;
-use super::plan::{Arg, Plan, literal};
+use super::plan::Plan;
 use super::restore::Restorer;
 use super::script::{Script, Stdin, Watch};
 use super::supervise::{self, Supervisor, end, failed as step_failed, hear, poll, ready};
 use super::zygote::Zygote;
-use super::{Error, Sandbox, caps, failed, guest, landlock, rlimits, seccomp};
+use super::{Error, Sandbox, failed, guest};
 use crate::config::Limits;
 use crate::outcome::{Enforced, Outcome};
 use crate::sys::clone::Init;
 use crate::sys::program::{
     REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_NETWORK, REPORT_OUTPUT, REPORT_READY, REPORT_SPAWNED, Report,
 };
-
-/// The namespaces that every slot's init makes.
-const NAMESPACES: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-/// Those of them that the guest enters.
-const ENTERED: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
 
 /// The files and folders that a script is given, by name.
 pub(crate) type Inputs = Vec<(String, PathBuf)>;
@@ -78,6 +75,7 @@ pub(crate) struct Slot {
     is_warm: bool,
     /// Of a slot that is used again.
     pub(super) restorer: Option<Restorer>,
+    place: Place,
     /// When it was given its request.
     asked: Option<Instant>,
 }
@@ -132,6 +130,11 @@ impl Slot {
     /// Whether it has copied the pages that strategies touch, so that no run has to wait for that; or has none to copy.
     pub(crate) fn is_warm(&self) -> bool {
         self.is_warm
+    }
+
+    /// The CPUs that it is on: slots with other numbers are on others.
+    pub(crate) fn lane(&self) -> usize {
+        self.place.lane
     }
 
     /// What it was made with.
@@ -215,8 +218,16 @@ impl Sandbox {
         let is_special = order.output || channels.has_stdin();
         let restored = zygote.telling.as_ref().filter(|_| !is_special).map(|_| Restorer::open());
         let (restorer, orders) = restored.transpose().map_err(failed("open the restorer's socket"))?.unzip();
-        let mut plan =
-            self.plan_slot_guest(theirs.as_raw_fd(), &nest, &channels, zygote, order.output, orders.as_ref());
+        let place = zygote.places.take();
+        let mut plan = self.plan_slot_guest(&plan::Guest {
+            control: theirs.as_raw_fd(),
+            nest: &nest,
+            descriptors: channels.guest(),
+            zygote,
+            output: order.output,
+            orders: orders.as_ref(),
+            lane: place.lane,
+        });
         self.ground.send(&mut plan, &zygote.socket)?;
         account.armed(nest.cgroup.as_ref());
         let enforced = account.into_enforced();
@@ -237,6 +248,7 @@ impl Sandbox {
             nonce: line::nonce().map_err(failed("draw a random number"))?,
             is_warm: !zygote.warms || orders.is_some(),
             restorer,
+            place,
             asked: None,
         };
         drop((theirs, orders));
@@ -326,89 +338,12 @@ impl Sandbox {
         Ok(account.close(evidence, counters, task.artifacts.as_deref()))
     }
 
-    /// The filter of a slot.
-    fn filter<'s>(&'s self, zygote: &'s Zygote, is_restored: bool) -> &'s seccomp::Program {
-        zygote.telling.as_ref().filter(|_| is_restored).unwrap_or(&self.program)
-    }
-
-    /// What the slot has for itself, but for what it copies of the zygote's.
-    fn private(&self, inputs: &[(String, PathBuf)], output: bool, guest: (u32, u32)) -> Result<Private, Error> {
-        let limits = &self.config.limits;
-        Ok(Private {
-            late_binds: Vec::new(),
-            inputs: self.inputs(inputs, guest)?,
-            disk: (limits.disk, limits.inodes),
-            output: output.then_some(limits.artifacts),
-        })
-    }
-
     /// The slot's init stays in the zygote's cgroup, so that a run's own limit of processes is for the run alone.
     fn slot_cgroup(&self) -> Result<Option<Cgroup>, Error> {
         self.ground.sweep();
         let limits = &self.config.limits;
         let limits = Limits { pids: limits.pids.saturating_sub(1), ..limits.clone() };
         self.ground.cgroup_with(&limits, self.config.allow_degraded)
-    }
-
-    /// What the slot's init does, in its new namespaces.
-    fn plan_slot_init(zygote: &Zygote, control: i32, network: Option<&OwnedFd>, private: &Private) -> Plan {
-        let mut namespaces = NAMESPACES;
-        if network.is_none() {
-            namespaces |= libc::CLONE_NEWNET;
-        }
-        let mut plan = Plan::of_slot(control, namespaces);
-        if let Some(network) = network {
-            let args = [Arg::Fd(network.as_raw_fd()), Arg::Value(libc::CLONE_NEWNET as u64)];
-            plan.call("enter the network namespace", libc::SYS_setns, &args);
-        }
-        private.plan_over(&mut plan, &zygote.late);
-        if network.is_none() {
-            let flags = Arg::Value((libc::O_RDONLY | libc::O_CLOEXEC) as u64);
-            let args = [Arg::Fd(libc::AT_FDCWD), literal(c"proc/self/ns/net"), flags];
-            let network = plan.open("open the network namespace", libc::SYS_openat, &args);
-            plan.send(REPORT_NETWORK, network);
-            plan.close(network);
-        }
-        caps::plan_clear(&mut plan);
-        plan
-    }
-
-    /// What the zygote does for the slot's guest, and the guest after its fork.
-    fn plan_slot_guest(
-        &self,
-        control: i32,
-        nest: &Nest,
-        channels: &Channels,
-        zygote: &Zygote,
-        output: bool,
-        orders: Option<&OwnedFd>,
-    ) -> Plan {
-        let restored = |orders: &OwnedFd| Plan::of_restored_slot(control, orders.as_raw_fd());
-        let mut plan = orders.map_or_else(|| Plan::of_slot(control, 0), restored);
-        let init = Arg::Fd(nest.init.pidfd.as_raw_fd());
-        let enter = |flags: libc::c_int| [init, Arg::Value(u64::from(flags.cast_unsigned()))];
-        plan.call("enter the slot's pid namespace", libc::SYS_setns, &enter(libc::CLONE_NEWPID));
-        plan.begin_guest();
-        plan.call("lead a session", libc::SYS_setsid, &[]);
-        nest.plan_entry(&mut plan);
-        plan.call("enter the slot's namespaces", libc::SYS_setns, &enter(ENTERED));
-        let namespace = [Arg::Value(libc::CLONE_NEWCGROUP as u64)];
-        plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
-        plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
-        guest::plan_affinity(&mut plan, self.config.limits.cpus, nest.init.pidfd.as_raw_fd().unsigned_abs() as usize);
-        guest::plan_scheduling(&mut plan, libc::SCHED_OTHER);
-        rlimits::plan_cpu_time(&mut plan, &zygote.rlimits);
-        let descriptors = channels.guest();
-        descriptors.plan(&mut plan);
-        let control = descriptors.plan_close(&mut plan);
-        guest::plan_unblock(&mut plan);
-        caps::plan_clear(&mut plan);
-        if let Some(abi) = self.landlock {
-            landlock::plan_restrict(&mut plan, abi, output);
-        }
-        self.filter(zygote, orders.is_some()).plan(&mut plan);
-        plan.call("close the control socket", libc::SYS_close, &[Arg::Value(control)]);
-        plan
     }
 
     /// The next report on a slot's control socket.

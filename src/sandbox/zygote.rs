@@ -12,6 +12,7 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use super::lane::{Lanes, Places};
 use super::line;
 use super::nest::Nest;
 use super::plan::Plan;
@@ -48,6 +49,7 @@ pub(crate) struct Zygote {
     pub(super) warms: bool,
     /// The filter of its slots, where these are used again.
     pub(super) telling: Option<Program>,
+    pub(super) places: Places,
 }
 
 impl Sandbox {
@@ -83,7 +85,8 @@ impl Sandbox {
         let (networks, warms) = (Mutex::default(), warm_up.is_some());
         let is_restored = self.config.slots == Slots::Restored;
         let telling = is_restored.then(|| super::filter(&self.config.seccomp, self.ids, true)).transpose()?;
-        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms, telling };
+        let places = Places::on(&Lanes::of(self.config.limits.cpus));
+        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms, telling, places };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)
     }

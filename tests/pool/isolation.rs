@@ -319,10 +319,13 @@ fn secrets_of_the_host_are_in_no_zygote_and_no_slot() {
         open_files(zygote).into_iter().map(|(_, link)| link).filter(|link| link.starts_with("socket:")).collect();
     assert_eq!(sockets.len(), 1 + slots.len(), "{:?}", open_files(zygote));
     for slot in slots {
-        let numbers: Vec<u32> = open_files(slot).into_iter().map(|(fd, _)| fd).collect();
-        assert_eq!(numbers, [0, 1, 2, 3, 4], "{:?}", open_files(slot));
+        // One that is used once has its script's file open until it writes that.
+        let mut files = open_files(slot);
+        files.retain(|(_, link)| RESTORED || link != "/work/script.py");
+        let numbers: Vec<u32> = files.iter().map(|(fd, _)| *fd).collect();
+        assert_eq!(numbers, [0, 1, 2, 3, 4], "{files:?}");
         // Its line is its own, not the zygote's.
-        let line = &open_files(slot)[3].1;
+        let line = &files[3].1;
         assert!(line.starts_with("socket:") && !sockets.contains(line), "{line} {sockets:?}");
     }
     // Within: neither is to be found, and no way leads to the zygote's socket.

@@ -47,7 +47,7 @@ import os, sys
 result = {
     "name": __name__, "file": __file__, "argv": sys.argv, "cwd": os.getcwd(), "ids": [os.getuid(), os.getgid()],
     "text": RESTORED or open(__file__).read().startswith("\nimport os"),
-    "main": sys.modules["__main__"].__dict__ is globals(),
+    "main": sys.modules["__main__"].__dict__ is globals(), "loader": __loader__.get_filename(),
     "names": sorted(globals()), "path": sys.path, "stdin": sys.stdin.read(), "environment": sorted(os.environ),
     "descriptors": len(os.listdir("/proc/self/fd")) <= 6, "tmp": os.listdir("/tmp"),
     "work": RESTORED or os.listdir("/work"),
