@@ -30,6 +30,7 @@ mod plan;
 pub(crate) mod probe;
 mod restore;
 pub(crate) mod rlimits;
+pub(crate) mod room;
 mod scratch;
 mod script;
 pub mod seccomp;
@@ -52,7 +53,7 @@ use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
 use account::Account;
 pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
-use cgroup::{Cgroup, Hierarchy};
+use cgroup::Hierarchy;
 use channels::Channels;
 pub use error::Error;
 use error::failed;
@@ -212,11 +213,11 @@ impl Sandbox {
         self.ground.sweep();
         supervisor.start(&text, &plan, setup_deadline)?;
         // Read back while the interpreter starts; that all is armed, init has said.
-        account.armed(supervisor.nest.cgroup.as_ref());
+        account.armed(supervisor.nest.cgroup());
         let evidence = supervisor.run(&plan, setup_deadline)?;
-        let mut cgroup = supervisor.nest.cgroup.take();
-        let counters = cgroup.as_ref().map(Cgroup::counters);
-        let removed = cgroup.as_mut().map_or(Ok(()), Cgroup::remove);
+        let mut room = supervisor.nest.room.take();
+        let counters = room.as_ref().map(|room| room.meter.read());
+        let removed = room.as_mut().map_or(Ok(()), |room| room.cgroup.remove());
         let mut outcome = account.close(evidence, counters, artifacts.as_deref());
         if let Err(error) = removed {
             // The run is over all the same: `unavailable` would let it be repeated.

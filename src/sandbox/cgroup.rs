@@ -341,15 +341,16 @@ impl Cgroup {
         Ok(Some(event.into()))
     }
 
-    /// CPU time used so far by all its processes.
-    pub(crate) fn cpu_time(&self) -> Duration {
-        let counters = self.counters();
-        counters.cpu_user + counters.cpu_system
+    /// Bytes that are charged to it.
+    pub(crate) fn memory_in_use(&self) -> Option<u64> {
+        let name = if self.version == 2 { "memory.current" } else { "memory.usage_in_bytes" };
+        read(&self.folders[0], name)?.trim().parse().ok()
     }
 
-    /// What the kernel counted.
-    pub(crate) fn counters(&self) -> Counters {
-        self.meter().read()
+    /// Whether its CPU limit ever held it back.
+    pub(crate) fn was_throttled(&self) -> bool {
+        let stat = read(&self.folders[if self.version == 2 { 0 } else { 2 }], "cpu.stat");
+        !stat.is_some_and(|stat| stat.lines().any(|line| line == "nr_throttled 0"))
     }
 
     /// The files of the counters, kept open.

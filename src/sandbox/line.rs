@@ -14,7 +14,6 @@ use nix::sys::socket::{
 };
 
 use super::input::Values;
-use super::meter::Meter;
 
 /// The longest message of a request; the same number is in zygote.py.
 const MESSAGE: usize = 16 << 10;
@@ -116,8 +115,6 @@ pub(crate) fn of_values(values: &Values) -> io::Result<OwnedFd> {
 pub(crate) struct Line<'a> {
     pub socket: BorrowedFd<'a>,
     pub nonce: Nonce,
-    /// The counters of the slot's cgroup.
-    pub meter: Option<&'a Meter>,
     /// The longest document that is taken; of a longer one, a byte more.
     pub most: usize,
 }

@@ -65,6 +65,12 @@ impl Meter {
         self.memory_peak.as_ref().is_some_and(|mut file| file.write(b"0").is_ok())
     }
 
+    /// CPU time used so far by all processes.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let counters = self.read();
+        counters.cpu_user + counters.cpu_system
+    }
+
     /// What the kernel has counted by now.
     pub(crate) fn read(&self) -> Counters {
         let number = |file: &Option<File>| text(file.as_ref()?)?.trim().parse::<u64>().ok();

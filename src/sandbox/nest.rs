@@ -14,8 +14,10 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
 };
 
-use super::cgroup::{Cgroup, Entry, Hierarchy, Owner};
+use super::cgroup::{Cgroup, Hierarchy, Owner};
+use super::meter::Meter;
 use super::plan::{Arg, Plan, literal};
+use super::room::Room;
 use super::supervise::{self, REAP_PATIENCE, poll, ready};
 use super::{Error, chain, channels, failed};
 use crate::config::{Config, Limits};
@@ -50,10 +52,7 @@ pub(crate) struct Nest {
     // Dropped in this order: a cgroup can be removed only when nothing is in it.
     pub init: Init,
     pub control: OwnedFd,
-    pub cgroup: Option<Cgroup>,
-    entry: Entry,
-    /// Readable once the cgroup runs out of memory (version 1).
-    pub oom: Option<OwnedFd>,
+    pub room: Option<Room>,
     /// Whether init has to kill the guest's process group, for want of a pid namespace.
     bare: bool,
 }
@@ -174,10 +173,30 @@ impl Nest {
         namespaces: u64,
         hatched: Option<Hatched>,
     ) -> Result<Self, Error> {
-        Self::make_with(cgroup, |entry| match hatched {
-            Some(hatched) => Ok(hatched),
-            None => hatch(&ground.init, namespaces, entry.folder.as_ref(), ground.drop_groups),
-        })
+        let room = cgroup.map(Room::of).transpose().map_err(failed("open the cgroup"))?;
+        let (init, control) = match hatched {
+            Some(hatched) => hatched,
+            None => {
+                let folder = room.as_ref().and_then(|room| room.entry.folder.as_ref());
+                hatch(&ground.init, namespaces, folder, ground.drop_groups)?
+            }
+        };
+        Ok(Self { init, control, room, bare: false })
+    }
+
+    /// The nest of a slot, whose init a zygote's has made: `init` and `control` are of it.
+    pub(crate) fn of_slot(init: Init, control: OwnedFd, room: Option<Room>) -> Self {
+        Self { init, control, room, bare: false }
+    }
+
+    /// What its cgroup counts, where there is one.
+    pub(crate) fn meter(&self) -> Option<&Meter> {
+        self.room.as_ref().map(|room| &room.meter)
+    }
+
+    /// The cgroup, where there is one.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.room.as_ref().map(|room| &room.cgroup)
     }
 
     /// An init without namespaces of its own. Its plan makes it a subreaper, and the guest the leader of a session.
@@ -187,28 +206,12 @@ impl Nest {
         Ok(nest)
     }
 
-    fn make_with(
-        cgroup: Option<Cgroup>,
-        hatched: impl FnOnce(&Entry) -> Result<Hatched, Error>,
-    ) -> Result<Self, Error> {
-        let entry =
-            cgroup.as_ref().map(Cgroup::entry).transpose().map_err(failed("open the cgroup"))?.unwrap_or_default();
-        let oom = cgroup.as_ref().map(Cgroup::oom_event).transpose().map_err(failed("watch for the end of memory"))?;
-        let (init, control) = hatched(&entry)?;
-        Ok(Self { init, control, cgroup, entry, oom: oom.flatten(), bare: false })
-    }
-
-    /// The nest of a slot, whose init a zygote's has made: `init` and `control` are of it.
-    pub(crate) fn of_slot(init: Init, control: OwnedFd, cgroup: Option<Cgroup>) -> Result<Self, Error> {
-        Self::make_with(cgroup, |_| Ok((init, control)))
-    }
-
     /// Plans how init enters its cgroup, where its clone did not put it there.
     pub(crate) fn plan_entry(&self, plan: &mut Plan) {
         if self.init.in_cgroup {
             return;
         }
-        for file in &self.entry.files {
+        for file in self.room.iter().flat_map(|room| &room.entry.files) {
             let args = [Arg::Fd(file.as_raw_fd()), literal(c"0"), Arg::Value(1)];
             plan.call("enter the cgroup", libc::SYS_write, &args);
         }
@@ -227,7 +230,7 @@ impl Nest {
         } else {
             pidfd_kill(self.init.pidfd.as_fd()).ok();
         }
-        if let Some(cgroup) = &self.cgroup {
+        if let Some(cgroup) = self.cgroup() {
             cgroup.kill();
         }
     }

@@ -171,7 +171,7 @@ impl Sandbox {
 
     /// Has the guest draw new random numbers and say that it is ready, and counts from here on.
     fn prepare_again(&self, slot: &mut Slot, deadline: Instant) -> Result<(), Error> {
-        if let Some(meter) = slot.meter.as_ref().filter(|meter| !meter.reset_peak()) {
+        if let Some(meter) = slot.meter().filter(|meter| !meter.reset_peak()) {
             let (peak, first) = (meter.read().memory_peak.unwrap_or(0), slot.before.memory_peak.unwrap_or(u64::MAX));
             if peak > first.saturating_add(PEAK_SLACK) {
                 return Err(Error::Restorer { step: "find the peak of its memory unchanged", source: None });
@@ -181,7 +181,7 @@ impl Sandbox {
         self.await_guest(slot, None, deadline)?;
         // The peak that later ones are measured by is that before the first run.
         let peak = slot.before.memory_peak;
-        slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
+        slot.before = slot.meter().map(Meter::read).unwrap_or_default();
         if peak.is_some() {
             slot.before.memory_peak = peak;
         }

@@ -2,9 +2,9 @@
 //! that a cold run has; made ahead, used once.
 //!
 //! Its init is made by the zygote's init and mounts what is the slot's own; the zygote forks into its pid namespace, and the
-//! fork enters the rest, gives everything up and waits for a request. One thing is used again: the network namespace, once
-//! every process that was in it is gone, for it costs as much as all the others and holds nothing (no interface is up, and
-//! nobody can put one up).
+//! fork enters the rest, gives everything up and waits for a request. Two things are used again, once every process that was in
+//! them is gone: the network namespace, which costs as much as all the others and holds nothing (no interface is up, and
+//! nobody can put one up), and the cgroup, where it is as new (see `room.rs`).
 
 mod plan;
 
@@ -28,6 +28,7 @@ use super::meter::{Counters, Meter};
 use super::nest::Nest;
 use super::plan::Plan;
 use super::restore::Restorer;
+use super::room::Room;
 use super::script::{Script, Stdin, Watch};
 use super::supervise::{self, Supervisor, end, failed as step_failed, hear, poll, ready};
 use super::zygote::Zygote;
@@ -63,7 +64,6 @@ pub(crate) struct Slot {
     pub(super) listener: Option<OwnedFd>,
     output: Option<OwnedFd>,
     network: Option<OwnedFd>,
-    pub(super) meter: Option<Meter>,
     /// What the cgroup had counted before the request.
     pub(super) before: Counters,
     pub(super) enforced: Enforced,
@@ -137,6 +137,11 @@ impl Slot {
         self.place.lane
     }
 
+    /// What its cgroup counts.
+    pub(super) fn meter(&self) -> Option<&Meter> {
+        self.nest.as_ref().and_then(Nest::meter)
+    }
+
     /// What it was made with.
     pub(crate) fn inputs(&self) -> &Inputs {
         &self.inputs
@@ -172,9 +177,12 @@ impl std::fmt::Debug for Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Some(nest) = self.nest.take() else { return };
+        let Some(mut nest) = self.nest.take() else { return };
         nest.kill();
         let empty = nest.wait_empty().is_ok();
+        if let Some(room) = nest.room.take_if(|room| empty && room.is_as_new(self.before)) {
+            self.zygote.give_room(room);
+        }
         drop(nest);
         if let Some(network) = self.network.take().filter(|_| empty) {
             self.zygote.give_network(network);
@@ -199,7 +207,10 @@ impl Sandbox {
         self.clone_inputs(zygote, &mut private.inputs, deadline)?;
         let mut plan = Self::plan_slot_init(zygote, theirs.as_raw_fd(), network.as_ref(), &private);
         self.ground.send(&mut plan, &zygote.nest.control)?;
-        let cgroup = self.slot_cgroup()?;
+        let room = match zygote.take_room() {
+            Some(room) => Some(room),
+            None => self.slot_cgroup()?.map(Room::of).transpose().map_err(failed("open the cgroup"))?,
+        };
         let (mut init, mut output, mut is_ready) = (None, None, false);
         while init.is_none() || !is_ready {
             let (report, descriptor) = self.hear_from(zygote, &control, &plan, deadline)?;
@@ -213,7 +224,7 @@ impl Sandbox {
         }
         let Some(init) = init else { return Err(supervise::Error::InitDied.into()) };
 
-        let nest = Nest::of_slot(init, control, cgroup)?;
+        let nest = Nest::of_slot(init, control, room);
         // What only this run can have, no other will.
         let is_special = order.output || channels.has_stdin();
         let restored = zygote.telling.as_ref().filter(|_| !is_special).map(|_| Restorer::open());
@@ -229,9 +240,8 @@ impl Sandbox {
             lane: place.lane,
         });
         self.ground.send(&mut plan, &zygote.socket)?;
-        account.armed(nest.cgroup.as_ref());
+        account.armed(nest.cgroup());
         let enforced = account.into_enforced();
-        let meter = nest.cgroup.as_ref().map(Cgroup::meter);
         let mut slot = Slot {
             nest: Some(nest),
             channels: Some(channels.detach().map_err(failed("start a thread for the script's standard input"))?),
@@ -239,7 +249,6 @@ impl Sandbox {
             listener: None,
             output,
             network,
-            meter,
             before: Counters::default(),
             enforced,
             zygote: Arc::clone(zygote),
@@ -253,7 +262,7 @@ impl Sandbox {
         };
         drop((theirs, orders));
         self.await_guest(&mut slot, Some(&plan), deadline)?;
-        slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
+        slot.before = slot.meter().map(Meter::read).unwrap_or_default();
         self.remember(&mut slot, deadline)?;
         Ok(slot)
     }
@@ -263,7 +272,7 @@ impl Sandbox {
         if !slot.is_warm {
             line::warm(&slot.line).map_err(failed("write to the slot"))?;
             self.await_guest(slot, None, Instant::now() + self.config.limits.setup_timeout)?;
-            slot.before = slot.meter.as_ref().map(Meter::read).unwrap_or_default();
+            slot.before = slot.meter().map(Meter::read).unwrap_or_default();
             slot.is_warm = true;
         }
         Ok(())
@@ -322,7 +331,6 @@ impl Sandbox {
             line: Some(Line {
                 socket: slot.line.as_fd(),
                 nonce: slot.nonce,
-                meter: slot.meter.as_ref(),
                 most: longest_document(self.config.limits.result),
             }),
             evidence: Evidence { started: Some(started), output: slot.output.take(), ..Evidence::default() },
@@ -333,7 +341,7 @@ impl Sandbox {
         slot.nest = Some(nest);
         let evidence = watched?;
         slot.keep(listener, channels, &evidence);
-        let counters = evidence.counters.or_else(|| slot.meter.as_ref().map(Meter::read));
+        let counters = evidence.counters.or_else(|| slot.meter().map(Meter::read));
         let counters = counters.map(|counters| since(counters, slot.before));
         Ok(account.close(evidence, counters, task.artifacts.as_deref()))
     }

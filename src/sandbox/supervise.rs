@@ -190,7 +190,7 @@ impl<'a> Supervisor<'a, '_> {
                 Some(self.nest.control.as_fd()),
                 Some(self.nest.init.pidfd.as_fd()),
                 self.listener.as_ref().map(AsFd::as_fd),
-                self.nest.oom.as_ref().map(AsFd::as_fd),
+                self.nest.room.as_ref().and_then(|room| room.oom.as_ref()).map(AsFd::as_fd),
                 self.cancel,
                 self.channels.start.as_ref().filter(|_| open[0]).map(AsFd::as_fd),
                 open[1].then(|| self.channels.stdout.as_fd()),
@@ -292,13 +292,13 @@ impl<'a> Supervisor<'a, '_> {
 
     /// Whether there is a limit that only looking tells.
     fn measures(&self) -> bool {
-        self.nest.cgroup.is_none() || self.limits.cpu_time.is_some()
+        self.nest.room.is_none() || self.limits.cpu_time.is_some()
     }
 
     fn measure(&mut self) {
         let mut cpu = None;
-        if let Some(cgroup) = &self.nest.cgroup {
-            cpu = Some(cgroup.cpu_time());
+        if let Some(meter) = self.nest.meter() {
+            cpu = Some(meter.cpu_time());
         } else {
             let look = || Measure::of(self.nest.init.pid, self.limits.memory);
             let now = self.folder.map_or_else(look, |folder| folder.as_owner(look));
@@ -373,7 +373,7 @@ impl<'a> Supervisor<'a, '_> {
     fn hear_answer(&mut self) -> bool {
         let Some(line) = &self.line else { return false };
         if let Some(document) = line.hear(self.channels.result.as_ref()) {
-            let counters = line.meter.map(Meter::read);
+            let counters = self.nest.meter().map(Meter::read);
             if counters.is_none_or(|counters| counters.oom_kills == 0) {
                 self.evidence.counters = counters;
                 self.evidence.answer = Some(document);

@@ -16,6 +16,7 @@ use super::lane::{Lanes, Places};
 use super::line;
 use super::nest::Nest;
 use super::plan::Plan;
+use super::room::Room;
 use super::seccomp::Program;
 use super::supervise::{self, failed as step_failed, hear, poll, ready};
 use super::{Error, Sandbox, failed, guest, idmap, rlimits};
@@ -27,6 +28,8 @@ use crate::sys::program::{COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_READY}
 const WARM_UP: &str = include_str!("../../rootfs/guest/warm_up.py");
 /// Memory that a zygote may have at least, beside what a script may: the kernel's own for all the slots' namespaces.
 const MEMORY: u64 = 512 << 20;
+/// Cgroups that are kept for slots to come.
+const SPARE_ROOMS: usize = 4;
 /// The longest word of zygote.py.
 const LONGEST_WORD: usize = 4096;
 
@@ -38,6 +41,8 @@ pub(crate) struct Zygote {
     pub(super) socket: OwnedFd,
     /// Network namespaces that no process is in, for slots to come.
     networks: Mutex<Vec<OwnedFd>>,
+    /// Cgroups that nothing is in, with the limits of a slot's.
+    rooms: Mutex<Vec<Room>>,
     /// The host ids of all its slots.
     pub(super) host_ids: (u32, u32),
     pub(super) rlimits: Vec<rlimits::Rlimit>,
@@ -82,11 +87,12 @@ impl Sandbox {
         nest.send(&mut plan, &self.ground)?;
         let late = view.private.late_targets();
         drop((view, theirs));
-        let (networks, warms) = (Mutex::default(), warm_up.is_some());
+        let (networks, rooms, warms) = (Mutex::default(), Mutex::default(), warm_up.is_some());
         let is_restored = self.config.slots == Slots::Restored;
         let telling = is_restored.then(|| super::filter(&self.config.seccomp, self.ids, true)).transpose()?;
         let places = Places::on(&Lanes::of(self.config.limits.cpus));
-        let zygote = Zygote { nest, socket, networks, host_ids, rlimits, late, user_namespace, warms, telling, places };
+        let zygote =
+            Zygote { nest, socket, networks, rooms, host_ids, rlimits, late, user_namespace, warms, telling, places };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)
     }
@@ -188,6 +194,19 @@ impl Zygote {
     /// A network namespace that no process is in, if there is one.
     pub(super) fn take_network(&self) -> Option<OwnedFd> {
         self.networks.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// A cgroup for a slot, if there is one.
+    pub(super) fn take_room(&self) -> Option<Room> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Takes a cgroup back that is as new, unless there are enough of them.
+    pub(super) fn give_room(&self, room: Room) {
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        if rooms.len() < SPARE_ROOMS {
+            rooms.push(room);
+        }
     }
 
     /// Takes a network namespace back, whose processes are all gone.

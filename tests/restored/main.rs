@@ -16,6 +16,8 @@ mod isolation;
 mod lifecycle;
 #[path = "../pool/pools.rs"]
 mod pools;
+#[path = "../pool/usage.rs"]
+mod usage;
 #[path = "../pool/verdicts.rs"]
 mod verdicts;
 
