@@ -39,8 +39,8 @@ NAME = "/work/warm_up.py"
 SCRIPT = "/work/script.py"
 PAGE = 4096
 POPULATE_READ, POPULATE_WRITE = 22, 23
-# What `native.next` says of a slot that is used again.
-RESTORED = 2
+# What `native.next` says.
+ONE_SHOT, RESTORED, THREADS = 1, 2, 3
 # Bytes of a huge page.
 HUGE = 1 << 21
 
@@ -88,28 +88,23 @@ def main(runner, single, repeated):
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = wiped_areas()
     posix.write(control, b"ready")
-    while kind := native.next():
-        # The kernel refuses one from here until `forked` has taken the pid namespace back.
+    kind = native.next()
+    if kind == THREADS:
         check_threads(control)
-        try:
-            pid = posix.fork()
-        except OSError as error:
-            native.forked(-error.errno)
-            continue
-        if pid == 0:
-            if kind == RESTORED:
-                native.stand_over(wiped)
-            native.enter()
-            take_idle_hooks(idle)
-            if kind == RESTORED:
-                # Here the restorer remembers this process, and puts it back to after each run. Pages that a run has copied are
-                # there for the next one; what none has, need not be put back.
-                posix.write(REQUEST, b"r")
-                if posix.read(REQUEST, MESSAGE) != b"w":
-                    posix._exit(0)
-            serve(runner, hooks, native, hot, state, seed, limit, kind == RESTORED)
-        native.forked(pid)
-    posix._exit(0)
+    if kind not in (ONE_SHOT, RESTORED):
+        posix._exit(0)
+    # This is a fork.
+    if kind == RESTORED:
+        native.stand_over(wiped)
+    native.enter()
+    take_idle_hooks(idle)
+    if kind == RESTORED:
+        # Here the restorer remembers this process, and puts it back to after each run. Pages that a run has copied are there for
+        # the next one; what none has, need not be put back.
+        posix.write(REQUEST, b"r")
+        if posix.read(REQUEST, MESSAGE) != b"w":
+            posix._exit(0)
+    serve(runner, hooks, native, hot, state, seed, limit, kind == RESTORED)
 
 
 def keep_idle_hooks():

@@ -11,16 +11,16 @@
 //! fill(place) -> bool    fills memory with random bytes: native words, its address and its length
 //! fork() -> pid         without the interpreter's hooks, for a child that ends soon; -errno where it fails
 //! serve(control)        once: takes over the control socket
-//! next() -> number      waits for a slot's program: 1, its first part has been executed; 2, it wants a restorer; 0, the
-//!                       supervisor is gone
+//! next() -> number      forks a child for each slot's program that comes, and returns in these: 1, its first part has been
+//!                       executed; 2, it wants a restorer. In the parent: 0, the supervisor is gone; 3, there are threads
 //! stand_over(wiped)     in the child, where a restorer is wanted: makes this process one, executes the first part, forks, and
 //!                       returns in the child of that. Native words, two for each area that a fork empties
-//! forked(pid)           in the parent, after os.fork(); -errno where that failed
 //! enter()               in the child: executes the second part; ends the process where that fails
 //! ```
 //!
-//! The fork is Python's own, for its hooks. The child becomes a member of the slot's pid namespace by the program's first
-//! part, a setns(2) that `forked` takes back.
+//! The fork is as Python's own, with its hooks and the C library's, but for Python's code: what that touches in the parent is
+//! copied once more for each child, and there were 20 pages of it. The child becomes a member of the slot's pid namespace by the
+//! program's first part, a setns(2) that the parent takes back.
 #![no_std]
 
 use core::ffi::{c_char, c_int, c_long, c_void};
@@ -33,6 +33,7 @@ use execute::program::*;
 use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
 
 const OPEN: usize = 2;
+const STAT: usize = 4;
 const MMAP: usize = 9;
 const MUNMAP: usize = 11;
 const MADVISE: usize = 28;
@@ -259,20 +260,42 @@ extern "C" fn next(_: *mut c_void, _: *mut c_void) -> *mut c_void {
             let Some(mut program) = load(control, addr_of_mut!(BUFFER)) else { return PyLong_FromLong(0) };
             let setup = program.header.setup;
             let is_restored = program.header.restorer != 0;
-            if is_restored || program.execute(0, setup) {
-                state().program = Some(program);
+            if !is_restored && !program.execute(0, setup) {
+                program.close_passed();
+                go_home();
+                continue;
+            }
+            state().program = Some(program);
+            // The kernel refuses new ones from here on: there is nobody else to make one, and in another pid namespace nobody can.
+            if !is_alone() {
+                return PyLong_FromLong(3);
+            }
+            PyOS_BeforeFork();
+            let pid = libc_fork();
+            if pid == 0 {
+                PyOS_AfterFork_Child();
                 return PyLong_FromLong(if is_restored { 2 } else { 1 });
             }
-            program.close_passed();
-            go_home();
+            let pid = if pid < 0 { -*__errno_location() } else { pid };
+            PyOS_AfterFork_Parent();
+            forked(pid);
         }
     }
 }
 
-extern "C" fn forked(_: *mut c_void, pid: *mut c_void) -> *mut c_void {
+/// Whether this process has no threads: a directory of so many entries has as many links, and two; proc_pid_task(5).
+fn is_alone() -> bool {
+    // struct stat, whose third word is the number of links.
+    let mut stat = [0_u64; 18];
+    // SAFETY: the path ends with a NUL, and the kernel fills in no more than the structure.
+    let result =
+        unsafe { syscall(STAT, [c"/proc/self/task".as_ptr() as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    result == 0 && stat[2] == 3
+}
+
+/// In the parent, after the fork; `pid` is -errno where it failed.
+fn forked(pid: i32) {
     go_home();
-    // SAFETY: the interpreter passes an object.
-    let pid = unsafe { PyLong_AsLong(pid) } as i32;
     if let Some(program) = state().program.take() {
         // SAFETY: fcntl takes no pointer here.
         let kept = unsafe { syscall(nr::FCNTL, [program.control, execute::F_DUPFD_CLOEXEC, 0, 0, 0, 0]) };
@@ -286,8 +309,6 @@ extern "C" fn forked(_: *mut c_void, pid: *mut c_void) -> *mut c_void {
         }
         program.close_passed();
     }
-    // SAFETY: the interpreter's lock is held.
-    unsafe { PyBool_FromLong(1) }
 }
 
 extern "C" fn stand_over(_: *mut c_void, wiped: *mut c_void) -> *mut c_void {
@@ -328,6 +349,13 @@ unsafe extern "C" {
     fn PyBool_FromLong(value: c_long) -> *mut c_void;
     fn PyBytes_AsString(object: *mut c_void) -> *mut c_char;
     fn PyBytes_Size(object: *mut c_void) -> isize;
+    fn PyOS_BeforeFork();
+    fn PyOS_AfterFork_Parent();
+    fn PyOS_AfterFork_Child();
+    // Of the C library that the interpreter has loaded, for its own hooks.
+    #[link_name = "fork"]
+    fn libc_fork() -> c_int;
+    fn __errno_location() -> *mut c_int;
     // Not of the stable ABI, and the same since 3.4.
     fn PyObject_SetArenaAllocator(allocator: *mut ArenaAllocator);
     fn PyModule_Create2(definition: *mut Definition, version: c_int) -> *mut c_void;
@@ -374,7 +402,7 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 11] = [
+static mut METHODS: [MethodDefinition; 10] = [
     method(c"collapse", collapse, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
@@ -382,7 +410,6 @@ static mut METHODS: [MethodDefinition; 11] = [
     method(c"fork", fork, METH_NOARGS),
     method(c"serve", serve, METH_O),
     method(c"next", next, METH_NOARGS),
-    method(c"forked", forked, METH_O),
     method(c"stand_over", stand_over, METH_O),
     method(c"enter", enter, METH_NOARGS),
     MethodDefinition { name: null(), method: None, flags: 0, doc: null() },
