@@ -173,7 +173,7 @@ def write_all(fd, data):
 
 
 def open_script(path):
-    """The file at the script's `__file__`, which tools read."""
+    """The script's own file, which tools read."""
     return posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o644)
 
 
@@ -225,9 +225,6 @@ def keep_source(hooks, file, text):
         linecache.cache[file] = entry
     else:
         hooks.add("linecache", lambda linecache: linecache.cache.update({file: entry}))
-
-
-# The script and after.
 
 
 class Compiled(BaseException):
@@ -417,11 +414,14 @@ def leave(code, known):
 class Script:
     """A script: what can be made before its text is known, its run, and what it leaves."""
 
-    def __init__(self, last=True, kept=False, ahead=None):
-        """`last`: no other script runs in this process; `kept`: no file is written, not even where its `__file__` says;
-        `ahead`: where the file is made now, to be renamed if need be."""
-        self.last, self.kept = last, kept
-        self.main, self.process = new_main(), posix.getpid()
+    def __init__(self, last=True):
+        """`last`: no other script runs in this process."""
+        self.last, self.main = last, new_main()
+        self.enter()
+
+    def enter(self, kept=False, ahead=None):
+        """It will run in this process. `kept`: no file is written; `ahead`: where its file is made now, to be renamed if need be."""
+        self.process, self.kept = posix.getpid(), kept
         self.ahead = (ahead, open_script(ahead)) if ahead else None
 
     def run(self, hooks, file, data, arguments, inputs, limit, begin, root=None, values=()):

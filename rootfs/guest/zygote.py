@@ -63,9 +63,9 @@ def main(runner, single, repeated):
     hook_forks(hooked)
     hot = b""
     if "warm_up" in single:
-        script = runner.read_all(int(single["warm_up"]))
+        text = runner.read_all(int(single["warm_up"]))
         posix.close(int(single["warm_up"]))
-        ended = warm_up(runner, hooks, script)
+        ended = warm_up(runner, hooks, text)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
     for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
@@ -78,12 +78,13 @@ def main(runner, single, repeated):
     seed = int(single["seed"]) if "seed" in single else None
     limit = int(single["result_limit"])
     state = find_state()
+    script = runner.Script()
     # What is here lives as long as the process: no collection looks at it again, and so none copies its pages.
     gc.collect()
     gc.freeze()
     collapse(native)
     if "warm_up" in single:
-        hot = rehearse(runner, hooks, native, script, state, seed)
+        hot = rehearse(runner, hooks, native, text, state, seed)
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = wiped_areas()
@@ -104,7 +105,7 @@ def main(runner, single, repeated):
         posix.write(REQUEST, b"r")
         if posix.read(REQUEST, MESSAGE) != b"w":
             posix._exit(0)
-    serve(runner, hooks, native, hot, state, seed, limit, kind == RESTORED)
+    serve(runner, hooks, native, hot, state, seed, limit, script, kind == RESTORED)
 
 
 def keep_idle_hooks():
@@ -202,14 +203,14 @@ def collapse(native):
                 native.collapse(page)
 
 
-def rehearse(runner, hooks, native, script, state, seed):
+def rehearse(runner, hooks, native, text, state, seed):
     """The pages that a slot will touch, for `populate`: those that a fork has for itself once it has run the script."""
     areas = [line.split(None, 5)[:2] for line in read("/proc/self/maps").splitlines()]
     source, sink = posix.pipe()
     if (pid := native.fork()) == 0:
         try:
             reseed(runner, hooks, native, state, seed)
-            warm_up(runner, hooks, script)
+            warm_up(runner, hooks, text)
             # What only the last script of a process does.
             runner.join_threads()
             runner.run_exit_handlers()
@@ -277,7 +278,8 @@ def warm_up(runner, hooks, text):
     """Runs the warm-up script as a request's is run, from the message to the answer, so that all of it has been done before."""
     message = marshal.dumps((b"a", NAME, text, [], []), 2)
     _, *request = receive(bytes(16) + (20 + len(message)).to_bytes(4, "little") + message)
-    script = runner.Script(last=False, ahead=SCRIPT)
+    script = runner.Script(last=False)
+    script.enter(ahead=SCRIPT)
     script.run(hooks, *request, 1 << 24, bool)
     script.finish()
     nowhere = posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC)
@@ -327,12 +329,12 @@ def reseed(runner, hooks, native, state, seed):
         modules["tempfile"]._name_sequence = None
 
 
-def serve(runner, hooks, native, hot, state, seed, limit, restored):
+def serve(runner, hooks, native, hot, state, seed, limit, script, restored):
     """One request's slot, from its fork to its end."""
     reseed(runner, hooks, native, state, seed)
     if restored and seed is None and "random" in sys.modules:
         sys.modules["random"].seed()
-    script = runner.Script(kept=restored, ahead=None if restored else SCRIPT)
+    script.enter(restored, None if restored else SCRIPT)
     posix.write(REQUEST, b"r")
     data = posix.read(REQUEST, MESSAGE)
     if data == b"w":
