@@ -32,7 +32,7 @@ use super::room::Room;
 use super::script::{Script, Stdin, Watch};
 use super::supervise::{self, Supervisor, end, failed as step_failed, hear, poll, ready};
 use super::zygote::Zygote;
-use super::{Error, Sandbox, failed, guest};
+use super::{Error, Sandbox, checked, failed, guest};
 use crate::config::Limits;
 use crate::outcome::{Enforced, Outcome};
 use crate::sys::clone::Init;
@@ -280,21 +280,21 @@ impl Sandbox {
 
     /// Checks a script; an outcome where it is refused.
     pub(crate) fn admit(&self, script: Script) -> Result<(Task, Order), Box<Outcome>> {
-        let mut account = Account::of_slot(self, Enforced::default(), (0, 0));
         let Script { name: shown, source, args, inputs, values, stdin, artifacts, iteration: _ } = script;
         if let Err(error) = input::check(&values, &inputs) {
             return Err(Box::new(self.account_for(Err(error))));
         }
-        let text = if self.config.check {
-            match self.checked(&source, &shown, &mut account) {
-                Ok(text) => text,
-                Err(report) => return Err(Box::new(account.rejected(&report))),
+        let (text, check) = match self.config.check.then(|| checked(self.policy.as_ref(), &source, &shown)) {
+            None => (source, Duration::ZERO),
+            Some((Ok(text), took)) => (text, took),
+            Some((Err(report), took)) => {
+                let mut account = Account::of_slot(self, Enforced::default(), (0, 0));
+                account.check = took;
+                return Err(Box::new(account.rejected(&report)));
             }
-        } else {
-            source
         };
         let order = Order { inputs, output: artifacts.is_some(), stdin };
-        Ok((Task { file: guest::script_path(&shown), text, args, values, artifacts, check: account.check }, order))
+        Ok((Task { file: guest::script_path(&shown), text, args, values, artifacts, check }, order))
     }
 
     /// Watches the script that `slot` was given to its end. The slot is of no more use then, and may be dropped at leisure.

@@ -33,6 +33,9 @@ use crate::sys::program::{
 
 /// After this many calls that were refused, or told, each answer waits a little, so that a flood of them costs the supervisor next to nothing.
 const FLOOD: u64 = 10_000;
+/// What is read of a stream at once, in bytes, and what a pipe may hold (fs.pipe-max-size is 1 MiB without a setting).
+const PIECE: usize = 16 << 10;
+const FULLEST_PIPE: usize = 4 << 20;
 /// How long the killed may take to be gone, before the supervisor says that it cannot tell.
 pub(crate) const REAP_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the clocks that no descriptor announces are read.
@@ -319,7 +322,7 @@ impl<'a> Supervisor<'a, '_> {
 
     /// Takes what a stream holds now; `false` at its end.
     fn capture(&mut self, stream: Stream) -> bool {
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = [0; PIECE];
         let (pipe, captured) = match stream {
             Stream::Stdout => (&mut self.channels.stdout, &mut self.evidence.stdout),
             Stream::Stderr => (&mut self.channels.stderr, &mut self.evidence.stderr),
@@ -408,10 +411,20 @@ impl<'a> Supervisor<'a, '_> {
         Ok(())
     }
 
-    /// Takes what the ended processes left in their pipes; nobody can write any more.
+    /// Takes what is in the pipes, now that nobody can write any more, or nothing that counts.
     fn drain(&mut self) {
-        while self.capture(Stream::Stdout) && has_input(self.channels.stdout.as_fd()) {}
-        while self.capture(Stream::Stderr) && has_input(self.channels.stderr.as_fd()) {}
+        let mut open = [true; 2];
+        for _ in 0..FULLEST_PIPE / PIECE {
+            let streams = [&self.channels.stdout, &self.channels.stderr];
+            let mut set = streams.map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN));
+            let polled = poll(&mut set, Some(Instant::now()));
+            let [stdout, stderr] = [0, 1].map(|i| open[i] && ready(&set[i]));
+            if polled.is_err() || !stdout && !stderr {
+                return;
+            }
+            open[0] &= !stdout || self.capture(Stream::Stdout);
+            open[1] &= !stderr || self.capture(Stream::Stderr);
+        }
     }
 
     /// One message of init; `None` at the end of its socket.
@@ -470,11 +483,6 @@ pub(crate) fn failed<'p>(plan: impl Into<Option<&'p Plan>>, report: Report) -> E
 
 pub(crate) fn ready(fd: &PollFd<'_>) -> bool {
     fd.any().unwrap_or(false)
-}
-
-fn has_input(fd: BorrowedFd<'_>) -> bool {
-    let mut set = [PollFd::new(fd, PollFlags::POLLIN)];
-    poll(&mut set, Some(Instant::now())).is_ok() && set[0].revents().is_some_and(|r| r.contains(PollFlags::POLLIN))
 }
 
 /// Sleeps until one is ready, or `until`; a signal's interruption counts as neither.

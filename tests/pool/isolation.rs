@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nsbox::outcome::{Ended, Outcome, Value, Verdict};
 use nsbox::pool::Pool;
@@ -426,6 +426,22 @@ fn second_answer_is_not_heard() {
         expect(&outcome, Verdict::Ok, Ended::Answered);
         assert_eq!(outcome.result, Some(Value::Int(1)), "{outcome:#?}");
         assert_eq!(result(&pool, &format!("result = {i}")), Value::Int(i));
+    }
+}
+
+#[test]
+fn output_without_end_after_an_answer_holds_up_nobody() {
+    if !alone("isolation::output_without_end_after_an_answer_holds_up_nobody") {
+        return;
+    }
+    let pool = pool(&[("limits.timeout", "20s"), ("limits.cpus", "2")]);
+    for stream in [1, 2] {
+        let flood = format!("while True: os.write({stream}, b'x' * 65536)");
+        let source = format!("import os, time\nif os.fork() == 0:\n    {flood}\ntime.sleep(0.05)\nresult = 1");
+        let begun = Instant::now();
+        let outcome = run(&pool, &source);
+        expect(&outcome, Verdict::Ok, Ended::Answered);
+        assert!(begun.elapsed() < patiently(Duration::from_secs(3)), "{:?}", begun.elapsed());
     }
 }
 
