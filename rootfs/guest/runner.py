@@ -218,7 +218,6 @@ def hook_imports(seed, network=False):
 
 def keep_source(hooks, file, text):
     """Gives tracebacks the source lines of the text that runs."""
-
     # No modification time: the entry outlives any change of the file.
     entry = (len(text), None, text.splitlines(True), file)
     if linecache := sys.modules.get("linecache"):

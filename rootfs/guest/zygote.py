@@ -92,6 +92,7 @@ def main(runner, single, repeated):
     kind = native.next()
     if kind == THREADS:
         check_threads(control)
+        refuse(control, "fork", RuntimeError("/proc/self/task does not say that it has no threads"))
     if kind not in (ONE_SHOT, RESTORED):
         posix._exit(0)
     # This is a fork.

@@ -31,7 +31,8 @@ use crate::sys::program::{
     COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_LISTENER, REPORT_ORPHANED, REPORT_OUTPUT, REPORT_READY, Report,
 };
 
-/// After this many calls that were refused, or told, each answer waits a little, so that a flood of them costs the supervisor next to nothing.
+/// After this many calls that were refused, or told, each answer waits a little, so that a flood of them costs the supervisor
+/// next to nothing.
 const FLOOD: u64 = 10_000;
 /// What is read of a stream at once, in bytes, and what a pipe may hold (fs.pipe-max-size is 1 MiB without a setting).
 const PIECE: usize = 16 << 10;

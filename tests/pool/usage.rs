@@ -87,6 +87,8 @@ fn cgroup_is_used_again_only_where_it_is_as_new() {
         } else if RESTORED || peaks_can_be_reset() {
             // The zygote's, the slot's, and that of the slot which is made while this one ends.
             assert!(all.len() <= 4, "{act}: {all:?}");
+        } else {
+            assert!(all.len() >= 12, "{act}: {all:?}");
         }
     }
 }
