@@ -51,6 +51,7 @@ use crate::config::{Config, Limits};
 use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
+use crate::sys::sched::nice;
 use account::Account;
 pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
 use cgroup::Hierarchy;
@@ -331,7 +332,7 @@ impl Sandbox {
             self.program.plan(&mut plan);
         } else {
             // What slots are made with does not get in the way of those that run.
-            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH);
+            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH, nice());
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan

@@ -34,6 +34,8 @@ const MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nsbox-module.so"
 /// The script that compiles them, run inside a sandbox; its `result` maps a name to the content of its `.pyc`.
 pub(crate) const COMPILE: &str = include_str!("../../rootfs/guest/compile.py");
 
+/// The shortest slice of a CPU's time that the kernel gives, in nanoseconds.
+const SLICE: u64 = 100_000;
 /// How libraries are told the number of threads to start.
 const THREADS: [&str; 4] = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"];
 
@@ -335,12 +337,19 @@ pub(crate) fn plan_unblock(plan: &mut Plan) {
     plan.call("unblock the guest's signals", libc::SYS_rt_sigprocmask, &args);
 }
 
-/// Plans how all that follows is scheduled: `SCHED_BATCH` interrupts nobody when it wakes up, `SCHED_OTHER` is what
-/// everybody else has. sched_setscheduler(2).
-pub(crate) fn plan_scheduling(plan: &mut Plan, policy: i32) {
-    let normal = Arg::Bytes(&[0; 4]);
-    let args = [Arg::Value(0), Arg::Value(u64::from(policy.unsigned_abs())), normal];
-    plan.call("set the scheduling policy", libc::SYS_sched_setscheduler, &args);
+/// Plans how all that follows is scheduled, at the same nice value as before: `SCHED_BATCH` interrupts nobody when it wakes up,
+/// `SCHED_OTHER` is what everybody else has. Either with the shortest slice there is, so that of slots, what they are made
+/// with and their callers none keeps another from a CPU for longer. sched_setattr(2); before Linux 6.12 slices are left alone.
+pub(crate) fn plan_scheduling(plan: &mut Plan, policy: i32, nice: i32) {
+    let mut attributes = Vec::with_capacity(48);
+    for half in [48_u32, policy.unsigned_abs(), 0, 0, nice.cast_unsigned(), 0] {
+        attributes.extend(half.to_ne_bytes());
+    }
+    for word in [SLICE, 0, 0] {
+        attributes.extend(word.to_ne_bytes());
+    }
+    let args = [Arg::Value(0), Arg::Bytes(&attributes), Arg::Value(0)];
+    plan.call("set the scheduling policy", libc::SYS_sched_setattr, &args);
 }
 
 fn keyed(key: &str, path: &Path) -> OsString {

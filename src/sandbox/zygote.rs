@@ -23,6 +23,7 @@ use super::{Error, Sandbox, failed, guest, idmap, rlimits};
 use crate::config::{Limits, Slots};
 use crate::sys::clone::NAMESPACES;
 use crate::sys::program::{COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_READY};
+use crate::sys::sched::nice;
 
 /// What strategies do, in small.
 const WARM_UP: &str = include_str!("../../rootfs/guest/warm_up.py");
@@ -55,6 +56,8 @@ pub(crate) struct Zygote {
     /// The filter of its slots, where these are used again.
     pub(super) telling: Option<Program>,
     pub(super) places: Places,
+    /// Its nice value, and its slots'.
+    pub(super) nice: i32,
 }
 
 impl Sandbox {
@@ -91,8 +94,20 @@ impl Sandbox {
         let is_restored = self.config.slots == Slots::Restored;
         let telling = is_restored.then(|| super::filter(&self.config.seccomp, self.ids, true)).transpose()?;
         let places = Places::on(&Lanes::of(self.config.limits.cpus));
-        let zygote =
-            Zygote { nest, socket, networks, rooms, host_ids, rlimits, late, user_namespace, warms, telling, places };
+        let zygote = Zygote {
+            nest,
+            socket,
+            networks,
+            rooms,
+            host_ids,
+            rlimits,
+            late,
+            user_namespace,
+            warms,
+            telling,
+            places,
+            nice: nice(),
+        };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)
     }

@@ -1,4 +1,4 @@
-//! Which thread may interrupt which: sched_setscheduler(2).
+//! Which thread may interrupt which: sched_setscheduler(2), getpriority(2).
 
 use std::io;
 
@@ -10,4 +10,12 @@ pub(crate) fn be_patient() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The calling thread's nice value: -20 to 19.
+pub(crate) fn nice() -> i32 {
+    // The system call itself has no result that is also an error's: it counts from 40 down to 1.
+    // SAFETY: it takes no pointer; 0 is the calling thread.
+    let counted = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
+    i32::try_from(20 - counted).unwrap_or(0)
 }

@@ -14,6 +14,7 @@ mod images;
 mod isolation;
 mod lifecycle;
 mod pools;
+mod scheduling;
 mod usage;
 mod verdicts;
 mod warm;

@@ -16,6 +16,8 @@ mod isolation;
 mod lifecycle;
 #[path = "../pool/pools.rs"]
 mod pools;
+#[path = "../pool/scheduling.rs"]
+mod scheduling;
 #[path = "../pool/usage.rs"]
 mod usage;
 #[path = "../pool/verdicts.rs"]

@@ -91,7 +91,7 @@ impl Sandbox {
         plan.call("make the cgroup namespace", libc::SYS_unshare, &namespace);
         plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
         Lanes::of(self.config.limits.cpus).plan(&mut plan, of.lane);
-        guest::plan_scheduling(&mut plan, libc::SCHED_OTHER);
+        guest::plan_scheduling(&mut plan, libc::SCHED_OTHER, of.zygote.nice);
         rlimits::plan_cpu_time(&mut plan, &of.zygote.rlimits);
         of.descriptors.plan(&mut plan);
         let control = of.descriptors.plan_close(&mut plan);

@@ -25,6 +25,7 @@ use super::{
 
 const LSEEK: usize = 8;
 const PREAD: usize = 17;
+const SCHED_YIELD: usize = 24;
 const NANOSLEEP: usize = 35;
 const CLONE: usize = 56;
 const WAIT4: usize = 61;
@@ -73,7 +74,8 @@ const MOST_PAGES: usize = 4096;
 /// Pages among them that were no longer the restorer's when they were remembered.
 const MOST_NOTES: usize = 1024;
 const MOST_AREAS: usize = 1024;
-const MOST_RANGES: usize = 512;
+/// Written at once, which takes some 50 microseconds.
+const MOST_RANGES: usize = 64;
 /// Looks, each after a twentieth of a millisecond, whether the guest is waiting for its first message.
 const MOST_LOOKS: usize = 2000;
 

@@ -4,7 +4,7 @@ use super::super::close;
 use super::super::execute::{nr, syscall};
 use super::{
     COPY, Failure, LIST, MOST_RANGES, PAGE, PREAD, PROCESS_VM_READV, PROCESS_VM_WRITEV, READ_MAP, Range, Region,
-    SHARED, TOO_MANY, WRITE_PAGES, ok,
+    SCHED_YIELD, SHARED, TOO_MANY, WRITE_PAGES, ok,
 };
 
 impl Region {
@@ -99,7 +99,8 @@ impl Region {
         Ok(())
     }
 
-    /// Writes all the guest's own pages as they were.
+    /// Writes all the guest's own pages as they were, in parts: between two of them, whoever waits for the processor has it.
+    /// Likely that is the run's caller, who has been answered by now.
     pub(super) fn write(&mut self) -> Result<(), Failure> {
         let (mut ranges, mut bytes) = (0, 0);
         let mut next = (usize::MAX, usize::MAX);
@@ -114,6 +115,8 @@ impl Region {
             } else {
                 if ranges == MOST_RANGES {
                     self.write_ranges(ranges, bytes)?;
+                    // SAFETY: the call takes no pointer.
+                    unsafe { syscall(SCHED_YIELD, [0; 6]) };
                     (ranges, bytes) = (0, 0);
                 }
                 if let (Some(local), Some(remote)) = (self.local.get_mut(ranges), self.remote.get_mut(ranges)) {
