@@ -12,7 +12,7 @@
 //! All of it twice, with slots of either kind (`slots: one-shot` and `restored`).
 //!
 //! Scripts: S0 is `1+1`, S1 a moving-average backtest over 500 rows. Cases: one at a time and one for each CPU at once, back to
-//! back and after 20-100 ms of idle; throughput, CPU time and memory of slots.
+//! back and after 20-100 ms of idle, and in bursts without a pause; throughput, CPU time and memory of slots.
 //!
 //! `PYTHON` names an interpreter with pandas, `IMAGE` a root file system that the pool against Docker runs on (that of
 //! `DOCKER_IMAGE`), `ROUNDS` how often each side takes its turn, `SECONDS` how long each throughput is measured. Run it on a
@@ -89,6 +89,10 @@ while message := line.recv(1 << 17):
     line.send(str(answer).encode())
 ";
 
+/// Slots of a pool.
+const SLOTS: usize = 4;
+/// Runs of a burst, for which there are twice as many slots.
+const BURST: usize = 8;
 /// Into how many parts the time of each throughput is cut, which take turns.
 const TURNS: u32 = 3;
 
@@ -179,7 +183,7 @@ fn main() -> Result<()> {
 /// The whole table for slots of one kind.
 #[expect(clippy::print_stdout, reason = "the figures are what a benchmark is for")]
 fn measure(config: Config, workers: &[Worker; 2], meter: Option<&CpuMeter>, rounds: usize, seconds: f64) -> Result<()> {
-    let pool = Pool::builder(config.clone()).slots(4).build()?;
+    let pool = Pool::builder(config.clone()).slots(SLOTS).build()?;
     let back_to_back = latencies(&pool, &workers[0], rounds, false)?;
     let idle = latencies(&pool, &workers[0], rounds / 2, true)?;
     for (name, round) in [("back to back", &back_to_back), ("after 20-100 ms of idle", &idle)] {
@@ -218,32 +222,44 @@ fn measure(config: Config, workers: &[Worker; 2], meter: Option<&CpuMeter>, roun
         let in_turns = |kind: &str, text: &str, source: &str| -> Result<[f64; 2]> {
             let (mut bare, mut runs) = (0.0, 0.0);
             for _ in 0..TURNS {
-                settle(&pool);
+                settle(&pool, SLOTS);
                 bare += both(kind, text)? / seconds;
                 runs += throughput(&pool, source, part, callers)? / f64::from(TURNS);
             }
             Ok([runs, bare])
         };
         let [runs, forks] = in_turns("f", &part.to_string(), S0)?;
-        line(
-            &format!("S0 runs/s, {callers} callers / forks/s ({runs:.0} / {forks:.0})"),
-            runs / forks,
-            ">= 0.7",
-            ">= 1.0",
-        );
+        let name = format!("S0 runs/s, {callers} callers / forks/s ({runs:.0} / {forks:.0})");
+        line(&name, runs / forks, ">= 0.7", ">= 1.0");
         let [runs, loops] = in_turns("L", &format!("{part} {S1}"), S1)?;
-        line(
-            &format!("S1 runs/s, {callers} callers / in-process ({runs:.0} / {loops:.0})"),
-            runs / loops,
-            ">= 0.10",
-            ">= 0.6",
-        );
+        let name = format!("S1 runs/s, {callers} callers / in-process ({runs:.0} / {loops:.0})");
+        line(&name, runs / loops, ">= 0.10", ">= 0.6");
     }
     drop(pool);
-    let plain = Pool::builder(Config { warm_up: "none".to_owned(), ..config.clone() }).slots(4).build()?;
+    bursts(Pool::builder(config.clone()).slots(2 * BURST).build()?, &workers[0], rounds / BURST)?;
+    let plain = Pool::builder(Config { warm_up: "none".to_owned(), ..config.clone() }).slots(SLOTS).build()?;
     pss(&plain, "plain", "", "<= 0.02")?;
     drop(plain);
     docker(config, rounds / 20)
+}
+
+/// Runs that are asked for as soon as the last one is answered. The first of each burst comes out of sleep, and does not count.
+fn bursts(pool: Pool, worker: &Worker, rounds: usize) -> Result<()> {
+    let mut round = Round::default();
+    let burst = |times: &mut Times, ask: &dyn Fn() -> Result<()>| {
+        settle(&pool, 2 * BURST);
+        ask()?;
+        (0..BURST).try_for_each(|_| times.take(ask))
+    };
+    for _ in 0..rounds {
+        for (side, source) in [S0, S1].into_iter().enumerate() {
+            burst(&mut round.pool[side], &|| run(&pool, source))?;
+            burst(&mut round.worker[side], &|| Ok(worker.ask("R", source).map(drop)?))?;
+        }
+        burst(&mut round.fork, &|| Ok(worker.ask("F", "").map(drop)?))?;
+    }
+    print_times("in bursts", &round);
+    Ok(())
 }
 
 /// As many runs at once as there are CPUs: the slowest of each round is what is kept.
@@ -254,7 +270,7 @@ fn crowded(pool: &Pool, workers: &[Worker; 2], rounds: usize) -> Result<()> {
             round = Round::default();
         }
         for (side, source) in [S0, S1].into_iter().enumerate() {
-            settle(pool);
+            settle(pool, SLOTS);
             let both = |one: &(dyn Fn(usize) -> std::result::Result<(), String> + Sync)| {
                 let start = Barrier::new(2);
                 let timed = |n| {
@@ -270,10 +286,10 @@ fn crowded(pool: &Pool, workers: &[Worker; 2], rounds: usize) -> Result<()> {
             };
             round.pool[side].0.extend(both(&|_| run(pool, source).map_err(|error| error.to_string()))?);
             let ask = |n: usize| workers[n].ask("R", source).map(drop).map_err(|error| error.to_string());
-            settle(pool);
+            settle(pool, SLOTS);
             round.worker[side].0.extend(both(&ask)?);
         }
-        settle(pool);
+        settle(pool, SLOTS);
         round.fork.0.push(workers[0].number("F", "")? * 1e6);
     }
     print_times("two at a time", &round);
@@ -312,18 +328,14 @@ fn docker(config: Config, rounds: usize) -> Result<()> {
         })?;
     }
     let (warm, docker) = (warm.at(0.5), docker.at(0.5));
-    line(
-        &format!("docker run of S1 / S1 ({:.0} / {:.2} ms)", docker / 1e3, warm / 1e3),
-        docker / warm,
-        ">= 100",
-        ">= 300",
-    );
+    let name = format!("docker run of S1 / S1 ({:.0} / {:.2} ms)", docker / 1e3, warm / 1e3);
+    line(&name, docker / warm, ">= 100", ">= 300");
     Ok(())
 }
 
 /// Waits until the pool has all its slots, warmed up, and has done so for a moment.
-fn settle(pool: &Pool) {
-    while pool.warmed() < 4 {
+fn settle(pool: &Pool, slots: usize) {
+    while pool.warmed() < slots {
         sleep(Duration::from_millis(1));
     }
     sleep(Duration::from_millis(3));
@@ -338,7 +350,7 @@ fn latencies(pool: &Pool, worker: &Worker, rounds: usize, idle: bool) -> Result<
             round = Round::default();
         }
         let nap = |n: u64| {
-            settle(pool);
+            settle(pool, SLOTS);
             if idle {
                 sleep(Duration::from_millis(20 + (i as u64 * 37 + n * 23) % 80))
             }
@@ -418,13 +430,13 @@ impl Drop for CpuMeter {
 /// CPU time of one run, with the making and ending of its slot.
 fn cpu_of(meter: &CpuMeter, pool: &Pool, source: &str, runs: u32) -> Result<f64> {
     let settled = || {
-        settle(pool);
+        settle(pool, SLOTS);
         sleep(Duration::from_millis(50));
     };
     settled();
     let before = meter.read()?;
     for _ in 0..runs {
-        settle(pool);
+        settle(pool, SLOTS);
         run(pool, source)?;
     }
     settled();
@@ -434,7 +446,7 @@ fn cpu_of(meter: &CpuMeter, pool: &Pool, source: &str, runs: u32) -> Result<f64>
 /// Memory that a slot takes which waits: what it shares with nobody, as a share of the zygote's.
 #[expect(clippy::cast_precision_loss)]
 fn pss(pool: &Pool, kind: &str, first_step: &str, target: &str) -> Result<()> {
-    settle(pool);
+    settle(pool, SLOTS);
     let sum = |pid: u32, keys: &[&str]| -> Result<f64> {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let lines = rollup.lines().filter(|line| keys.iter().any(|key| line.starts_with(key)));
