@@ -111,6 +111,8 @@ impl Worker {
             command.env(name, "1");
         }
         let child = command.args(["-c", WORKER]).stdin(Stdio::from(theirs)).spawn()?;
+        // It has the other end of the line, which its death is to close.
+        drop(command);
         let worker = Self { line, child };
         worker.ask("R", S1)?;
         Ok(worker)
@@ -120,6 +122,9 @@ impl Worker {
         send(self.line.as_raw_fd(), format!("{kind}{text}").as_bytes(), MsgFlags::empty())?;
         let mut answer = vec![0; 4096];
         let length = recv(self.line.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        if length == 0 {
+            return Err(io::Error::other("the bare worker ended: PYTHON needs numpy and pandas"));
+        }
         answer.truncate(length);
         String::from_utf8(answer).map_err(io::Error::other)
     }
