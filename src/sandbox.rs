@@ -51,7 +51,6 @@ use crate::config::{Config, Limits};
 use crate::image::{self, Image, Kind};
 use crate::outcome::Outcome;
 use crate::sys::clone::NAMESPACES;
-use crate::sys::sched::nice;
 use account::Account;
 pub(crate) use account::{chain, failed as failed_run, milliseconds, unavailable};
 use cgroup::Hierarchy;
@@ -323,16 +322,16 @@ impl Sandbox {
         rlimits::plan(&mut plan, rlimits);
         caps::plan_bound(&mut plan);
         // A zygote runs no code of a script's: its slots do, and get the rest.
-        if matches!(command.task, guest::Task::Script { .. }) {
+        if let guest::Task::Zygote { nice } = command.task {
+            // What slots are made with does not get in the way of those that run.
+            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH, nice);
+        } else {
             lane::Lanes::of(self.config.limits.cpus).plan(&mut plan, nest.init.pid.unsigned_abs() as usize);
             caps::plan_clear(&mut plan);
             if let Some(abi) = self.landlock {
                 landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());
             }
             self.program.plan(&mut plan);
-        } else {
-            // What slots are made with does not get in the way of those that run.
-            guest::plan_scheduling(&mut plan, libc::SCHED_BATCH, nice());
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan

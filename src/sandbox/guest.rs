@@ -219,7 +219,10 @@ pub(crate) enum Task<'a> {
         has_values: bool,
     },
     /// A pool's slots.
-    Zygote,
+    Zygote {
+        /// Its nice value.
+        nice: i32,
+    },
 }
 
 impl Command<'_> {
@@ -238,7 +241,7 @@ impl Command<'_> {
                 argv.extend(inputs.iter().map(|name| format!("input={name}").into()));
                 (if *has_values { &SCRIPT } else { &SCRIPT[..3] }, args)
             }
-            Task::Zygote => {
+            Task::Zygote { .. } => {
                 argv.extend(config.preload.iter().map(|module| format!("preload={module}").into()));
                 (if config.warm_up == "none" { &ZYGOTE[..1] } else { &ZYGOTE }, &[])
             }
@@ -268,7 +271,7 @@ impl Command<'_> {
         fixed.extend(self.python.env.iter().cloned());
         fixed.retain(|(name, _)| !config.env.contains_key(name));
         fixed.extend(config.env.iter().map(|(name, value)| (name.clone(), value.into())));
-        if matches!(self.task, Task::Zygote) {
+        if matches!(self.task, Task::Zygote { .. }) {
             // A process with threads cannot be forked safely: whoever asks for more gets them in a fresh interpreter.
             fixed.retain(|(name, _)| !THREADS.contains(&name.as_str()));
             fixed.extend(THREADS.map(|name| (name.to_owned(), "1".into())));

@@ -23,7 +23,7 @@ use super::{Error, Sandbox, failed, guest, idmap, rlimits};
 use crate::config::{Limits, Slots};
 use crate::sys::clone::NAMESPACES;
 use crate::sys::program::{COMMAND_GO, REPORT_ENDED, REPORT_FAILED, REPORT_READY};
-use crate::sys::sched::nice;
+use crate::sys::sched;
 
 /// What strategies do, in small.
 const WARM_UP: &str = include_str!("../../rootfs/guest/warm_up.py");
@@ -82,11 +82,12 @@ impl Sandbox {
         let own = rlimits::of(&Limits { cpu_time: None, ..shared });
         let (socket, theirs) = line::open().map_err(failed("open the zygote's socket"))?;
         let warm_up = self.warm_up()?;
+        let nice = sched::nice().map_err(failed("read the nice value"))?;
         let mut further = vec![theirs.as_raw_fd()];
         further.extend(warm_up.as_ref().map(AsRawFd::as_raw_fd));
         let fds = guest::Descriptors { stdin: None, output: None, further };
         let view = self.view(&[], false, host_ids)?;
-        let mut plan = self.plan(&nest, &view, &own, &self.command_for(guest::Task::Zygote), &fds);
+        let mut plan = self.plan(&nest, &view, &own, &self.command_for(guest::Task::Zygote { nice }), &fds);
         nest.send(&mut plan, &self.ground)?;
         let late = view.private.late_targets();
         drop((view, theirs));
@@ -106,7 +107,7 @@ impl Sandbox {
             warms,
             telling,
             places,
-            nice: nice(),
+            nice,
         };
         zygote.await_ready(&plan, deadline)?;
         Ok(zygote)

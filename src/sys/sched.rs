@@ -13,9 +13,13 @@ pub(crate) fn be_patient() -> io::Result<()> {
 }
 
 /// The calling thread's nice value: -20 to 19.
-pub(crate) fn nice() -> i32 {
-    // The system call itself has no result that is also an error's: it counts from 40 down to 1.
+pub(crate) fn nice() -> io::Result<i32> {
+    // The system call counts from 40 down to 1, so that no result is also an error's.
     // SAFETY: it takes no pointer; 0 is the calling thread.
     let counted = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, 0) };
-    i32::try_from(20 - counted).unwrap_or(0)
+    i32::try_from(counted)
+        .ok()
+        .filter(|counted| *counted > 0)
+        .map(|counted| 20 - counted)
+        .ok_or_else(io::Error::last_os_error)
 }

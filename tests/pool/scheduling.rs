@@ -7,7 +7,7 @@ use nix::unistd::gettid;
 use nsbox::outcome::Value;
 use nsbox::pool::Drained;
 
-use crate::harness::alone;
+use crate::harness::{alone, until};
 use crate::{builder, run};
 
 /// The script's own sched_getattr(2).
@@ -37,10 +37,10 @@ fn slots_have_the_shortest_slice_and_the_nice_value_of_whoever_built_the_pool() 
     };
     let pool = thread::scope(|scope| scope.spawn(build).join().unwrap());
     let scheduled = |nice| Some(Value::List([0, nice, 100_000].map(Value::Int).to_vec()));
-    // The second one is forked in its caller's thread, which is less nice, and the pool nicer than it may be.
+    // The second run's slot is forked by its caller's thread, which is less nice than the pool.
     thread::scope(|scope| {
         let long = scope.spawn(|| run(&pool, "import time\ntime.sleep(1)"));
-        crate::harness::until("the first one has the slot", || pool.ready() == 0);
+        until("the first one has the slot", || pool.ready() == 0);
         let outcome = run(&pool, SCHEDULED);
         assert_eq!(outcome.result, scheduled(7), "{outcome:#?}");
         long.join().unwrap();
