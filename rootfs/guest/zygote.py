@@ -39,8 +39,11 @@ NAME = "/work/warm_up.py"
 SCRIPT = "/work/script.py"
 PAGE = 4096
 POPULATE_READ, POPULATE_WRITE = 22, 23
+READ_WRITE, READ_EXECUTE = 3, 5
 # What `native.next` says.
 ONE_SHOT, RESTORED, THREADS = 1, 2, 3
+# Seconds that the repetitions of a warm-up script may take.
+PATIENCE = 0.1
 # Bytes of a huge page.
 HUGE = 1 << 21
 
@@ -68,6 +71,7 @@ def main(runner, single, repeated):
         ended = warm_up(runner, hooks, text)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
+        settle(runner, hooks, text, int(single.get("repeats", 0)))
     for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
         forget(name)
     end_quickly(runner)
@@ -79,15 +83,19 @@ def main(runner, single, repeated):
     limit = int(single["result_limit"])
     state = find_state()
     script = runner.Script()
-    # What is here lives as long as the process: no collection looks at it again, and so none copies its pages.
+    # What is here lives as long as the process: nobody need count who uses it, and no collection looks at it again. Either would
+    # copy its pages.
     gc.collect()
+    native.keep((gc.get_objects(), None, main.__code__))
     gc.freeze()
-    collapse(native)
+    join_segments(native)
     if "warm_up" in single:
         hot = rehearse(runner, hooks, native, text, state, seed)
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = wiped_areas()
+    # Last, for what is written while there is a fork has its huge page split.
+    collapse(native)
     posix.write(control, b"ready")
     kind = native.next()
     if kind == THREADS:
@@ -204,9 +212,32 @@ def collapse(native):
                 native.collapse(page)
 
 
+def join_segments(native):
+    """Makes two areas of each library's four or five, for a fork and an exit pay for every one: what the loader has made
+    read-only once it was relocated can be written to again, as the data behind it, and constants are executable, as the text
+    beside them. Nothing is both."""
+    words, run, end = [], [], None
+
+    def join():
+        if any(access == b"r-xp" for _, _, access, _ in run):
+            for begin, length, access, accounted in run:
+                if access == b"r--p":
+                    words.extend((begin, length, READ_WRITE if accounted else READ_EXECUTE))
+
+    for area, file, access, flags in areas():
+        if (file, area[0]) != end:
+            join()
+            run.clear()
+        end = file, area[1]
+        if file:
+            run.append((area[0], area[1] - area[0], access, b"ac" in flags))
+    join()
+    native.protect(b"".join(word.to_bytes(8, sys.byteorder) for word in words))
+
+
 def rehearse(runner, hooks, native, text, state, seed):
     """The pages that a slot will touch, for `populate`: those that a fork has for itself once it has run the script."""
-    areas = [line.split(None, 5)[:2] for line in read("/proc/self/maps").splitlines()]
+    before = list(areas())
     source, sink = posix.pipe()
     if (pid := native.fork()) == 0:
         try:
@@ -215,7 +246,7 @@ def rehearse(runner, hooks, native, text, state, seed):
             # What only the last script of a process does.
             runner.join_threads()
             runner.run_exit_handlers()
-            ranges = touched(areas)
+            ranges = touched(before)
             while ranges:
                 ranges = ranges[posix.write(sink, ranges) :]
         finally:
@@ -227,12 +258,11 @@ def rehearse(runner, hooks, native, text, state, seed):
     return ranges
 
 
-def touched(areas):
+def touched(before):
     """Ranges of pages in these areas that this process, a fork, has copied (to be written to) or mapped (to be read)."""
     pagemap = posix.open("/proc/self/pagemap", posix.O_RDONLY | posix.O_CLOEXEC)
     words = []
-    for place, access in areas:
-        begin, end = (int(address, 16) for address in place.split(b"-"))
+    for (begin, end), _, access, _ in before:
         if access[:1] != b"r" or access[3:] != b"p" or begin >> 63:
             continue
         entries = memoryview(posix.pread(pagemap, (end - begin) // PAGE * 8, begin // PAGE * 8)).cast("Q")
@@ -252,14 +282,22 @@ def touched(areas):
 def wiped_areas():
     """Areas that a fork finds empty (MADV_WIPEONFORK), as native words, begin and length: random number generators are there,
     and a slot that is put back must not draw the same again."""
-    words, area = [], None
+    words = []
+    for (begin, end), _, _, flags in areas():
+        if b"wf" in flags or b"dp" in flags:
+            words += begin, end - begin
+    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+
+
+def areas():
+    """The areas of this process's memory: begin and end; the file, if it is one's; the access; the flags, as in proc_pid_smaps(5)."""
+    area = None
     for line in map(bytes.split, read("/proc/self/smaps").splitlines()):
         if line[0] == b"VmFlags:":
-            if b"wf" in line or b"dp" in line:
-                words += area[0], area[1] - area[0]
+            yield *area, line[1:]
         elif not line[0].endswith(b":"):
-            area = [int(address, 16) for address in line[0].split(b"-")]
-    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+            begin, end = (int(address, 16) for address in line[0].split(b"-"))
+            area = (begin, end), b" ".join(line[3:]) if line[4] != b"0" else None, line[1]
 
 
 def read(path):
@@ -290,6 +328,17 @@ def warm_up(runner, hooks, text):
     if "linecache" in sys.modules:
         sys.modules["linecache"].cache.pop(NAME, None)
     return script
+
+
+def settle(runner, hooks, text, repeats):
+    """Runs the warm-up script so many times more: the interpreter rewrites code that runs often, and while it counts up to that,
+    it writes to the pages of the code, which each slot would have to copy."""
+    from time import monotonic
+
+    until = monotonic() + PATIENCE
+    for _ in range(repeats):
+        if monotonic() > until or warm_up(runner, hooks, text).code != 0:
+            break
 
 
 def find_state():

@@ -57,6 +57,25 @@ del much
 result = [known, status, full - before > 50, resident() - before < LEFT]
 ";
 
+/// How many references are counted to what the zygote made: an object, and what only code holds; whether the script's own end.
+const REFERENCES: &str = "
+import json, sys, weakref
+class Own:
+    pass
+ended = []
+own = Own()
+kept = weakref.ref(own, ended.append)
+del own
+counts = [sys.getrefcount(json.JSONDecoder), sys.getrefcount(json.loads.__code__.co_consts), sys.getrefcount(Own)]
+result = [counts[0] >> 31, counts[1] >> 31, counts[2] >> 31, len(ended)]
+";
+
+/// The areas of the C library, and whether there is one, of whatever, that can be written to and executed.
+const AREAS: &str = "
+areas = [line.split() for line in open('/proc/self/maps')]
+result = [[area[1] for area in areas if 'libc.so' in area[-1]], any('w' in area[1] and 'x' in area[1] for area in areas)]
+";
+
 #[test]
 fn every_version_of_python_serves() {
     if !alone("images::every_version_of_python_serves") {
@@ -80,6 +99,12 @@ fn every_version_of_python_serves() {
         // A slot that is used again keeps some of it.
         let forks = FORKS.replace("LEFT", if RESTORED { "40" } else { "20" });
         assert_eq!(answered(&run(&pool, &forks)), &Value::List(known), "{version}");
+        // Where the interpreter knows of immortal objects, the zygote's are, and no others.
+        let immortal = i128::from(["3.12", "3.13"].contains(&version));
+        let counts = [immortal, immortal, 0, 1].map(Value::Int);
+        assert_eq!(answered(&run(&pool, REFERENCES)), &Value::List(counts.to_vec()), "{version}");
+        let areas = Value::List(["r-xp", "rw-p"].map(|access| Value::Str(access.to_owned())).to_vec());
+        assert_eq!(answered(&run(&pool, AREAS)), &Value::List(vec![areas, Value::Bool(false)]), "{version}");
         assert_eq!(pool.counts().crashes, 0, "{version}");
     }
 }
@@ -109,10 +134,45 @@ fn root_file_system_serves() {
 }
 
 /// A pool whose zygote has imported numpy and pandas.
-fn of_pandas(keys: &[(&str, &str)]) -> Option<Pool> {
-    let python: PathBuf = environment("3.11")?.join("bin/python");
+fn of_pandas(version: &str, keys: &[(&str, &str)]) -> Option<Pool> {
+    let python: PathBuf = environment(version)?.join("bin/python");
     let keys = [&[("python", python.to_str().unwrap()), ("preload", "numpy,pandas")], keys].concat();
     Some(builder(&keys).slots(2).build().unwrap())
+}
+
+/// What the zygote has made is changed, dropped and collected, and the libraries serve as before.
+const COLLECTED: &str = "
+import gc, sys
+import numpy as np
+import pandas as pd
+gc.unfreeze()
+kept = [sys.modules.pop(name) for name in ('json', 'decimal') if name in sys.modules]
+np.mean, pd.Series.mean = np.median, pd.Series.median
+del kept
+gc.collect()
+import json
+table = pd.DataFrame({'a': np.arange(500.0), 'b': ['x', 'y'] * 250})
+means = table.groupby('b')['a'].sum().to_dict()
+del table
+gc.collect()
+result = [means['x'], means['y'], float(pd.Series([1.0, 2.0, 9.0]).mean()), json.loads('[7]')[0]]
+";
+
+#[test]
+fn libraries_of_every_version_can_be_changed_and_collected() {
+    if !alone("images::libraries_of_every_version_can_be_changed_and_collected") {
+        return;
+    }
+    for version in VERSIONS {
+        let Some(pool) = of_pandas(version, &[]) else { continue };
+        for _ in 0..4 {
+            let expected = vec![Value::Float(62250.0), Value::Float(62500.0), Value::Float(2.0), Value::Int(7)];
+            assert_eq!(answered(&run(&pool, COLLECTED)), &Value::List(expected), "{version}");
+            let mean = "import pandas as pd\nresult = float(pd.Series([1.0, 2.0, 9.0]).mean())";
+            assert_eq!(answered(&run(&pool, mean)), &Value::Float(4.0), "{version}");
+        }
+        assert_eq!(pool.counts().crashes, 0, "{version}");
+    }
 }
 
 #[test]
@@ -122,7 +182,7 @@ fn random_numbers_of_numpy_are_drawn_by_each_run_anew() {
     }
     let draw = "import numpy, random\nresult = [float(numpy.random.random()), random.random(), \
                 float(numpy.random.default_rng().random())]";
-    let Some(pool) = of_pandas(&[]) else { return };
+    let Some(pool) = of_pandas("3.11", &[]) else { return };
     let drawn: Vec<Value> = (0..4).map(|_| answered(&run(&pool, draw)).clone()).collect();
     for (i, this) in drawn.iter().enumerate() {
         for that in &drawn[..i] {
@@ -132,7 +192,7 @@ fn random_numbers_of_numpy_are_drawn_by_each_run_anew() {
     }
     drop(pool);
     // With a seed they are those of every other run with it, warm or cold.
-    let Some(seeded) = of_pandas(&[("seed", "7")]) else { return };
+    let Some(seeded) = of_pandas("3.11", &[("seed", "7")]) else { return };
     let draw = "import numpy, random\nresult = [float(numpy.random.random()), random.random()]";
     let drawn: Vec<Value> = (0..3).map(|_| answered(&run(&seeded, draw)).clone()).collect();
     let python = environment("3.11").unwrap().join("bin/python");
@@ -146,7 +206,7 @@ fn warm_up_may_import_what_preload_does_not() {
         return;
     }
     // The default one uses pandas, which may load pyarrow, whose allocator would start a thread.
-    let Some(pool) = of_pandas(&[("preload", "numpy")]) else { return };
+    let Some(pool) = of_pandas("3.11", &[("preload", "numpy")]) else { return };
     let source =
         "import os, sys\nresult = ['pandas' in sys.modules, [name for name in os.environ if 'MALLOC' in name]]";
     let known = vec![Value::Bool(true), Value::List(Vec::new())];
@@ -158,7 +218,7 @@ fn patch_of_a_preloaded_library_is_the_run_s_alone() {
     if !alone("images::patch_of_a_preloaded_library_is_the_run_s_alone") {
         return;
     }
-    let Some(pool) = of_pandas(&[]) else { return };
+    let Some(pool) = of_pandas("3.11", &[]) else { return };
     let patch = "import numpy as np, pandas as pd\npd.DataFrame.sum = lambda self: 'patched'\nnp.pi = 4\n\
                  pd.options.display.max_rows = 7\nnp.seterr(all='ignore')\n";
     let look = "import numpy as np, pandas as pd\n\

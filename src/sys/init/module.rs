@@ -28,6 +28,7 @@ use core::ptr::{addr_of_mut, null, null_mut};
 
 #[allow(dead_code)]
 mod execute;
+mod immortal;
 mod restorer;
 use execute::program::*;
 use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
@@ -35,6 +36,7 @@ use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, sy
 const OPEN: usize = 2;
 const STAT: usize = 4;
 const MMAP: usize = 9;
+const MPROTECT: usize = 10;
 const MUNMAP: usize = 11;
 const MADVISE: usize = 28;
 const FORK: usize = 57;
@@ -138,6 +140,11 @@ fn arenas() -> &'static mut Arenas {
     unsafe { &mut *addr_of_mut!(ARENAS) }
 }
 
+fn unmap(at: usize, length: usize) {
+    // SAFETY: nothing is in it any more.
+    unsafe { syscall(MUNMAP, [at, length, 0, 0, 0, 0]) };
+}
+
 fn map(length: usize) -> Option<usize> {
     // SAFETY: new memory, wherever the kernel likes.
     let at = unsafe { syscall(MMAP, [0, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX, 0]) };
@@ -169,16 +176,13 @@ impl Arenas {
 
     fn release(&mut self, at: usize, size: usize) {
         let is_here = self.places.iter().take(self.count).any(|place| at.wrapping_sub(*place) < PLACE);
-        // SAFETY: nothing is in it any more.
-        unsafe {
-            if !is_here {
-                syscall(MUNMAP, [at, size, 0, 0, 0, 0]);
-                return;
-            }
-            self.kept = if self.keeps { self.kept.wrapping_add(size) } else { usize::MAX };
-            if self.kept > PLACE {
-                syscall(MADVISE, [at, size, MADV_DONTNEED, 0, 0, 0]);
-            }
+        if !is_here {
+            return unmap(at, size);
+        }
+        self.kept = if self.keeps { self.kept.wrapping_add(size) } else { usize::MAX };
+        if self.kept > PLACE {
+            // SAFETY: nothing is in it any more.
+            unsafe { syscall(MADVISE, [at, size, MADV_DONTNEED, 0, 0, 0]) };
         }
         if let Some(free) = self.free.iter_mut().find(|free| free.1 == 0) {
             *free = (at, size);
@@ -213,17 +217,31 @@ extern "C" fn collapse(_: *mut c_void, address: *mut c_void) -> *mut c_void {
     }
 }
 
-extern "C" fn populate(_: *mut c_void, ranges: *mut c_void) -> *mut c_void {
-    // SAFETY: the interpreter passes a bytes object. madvise(2) changes no content with either advice; what is not there, or
-    // cannot be, is left alone.
+/// Makes a system call for each range of `ranges`, a bytes object of native words, three for each: its begin, its length and
+/// what the call does there.
+///
+/// # Safety
+/// The call changes no content. What is not there, or cannot be, is left alone.
+unsafe fn for_each(ranges: *mut c_void, nr: usize) -> *mut c_void {
+    // SAFETY: the interpreter passes the object, and nobody changes it.
     unsafe {
         let words = PyBytes_AsString(ranges).cast::<usize>();
         for i in 0..PyBytes_Size(ranges) as usize / (3 * size_of::<usize>()) {
-            let [begin, length, advice] = words.add(3 * i).cast::<[usize; 3]>().read_unaligned();
-            syscall(MADVISE, [begin, length, advice, 0, 0, 0]);
+            let [begin, length, what] = words.add(3 * i).cast::<[usize; 3]>().read_unaligned();
+            syscall(nr, [begin, length, what, 0, 0, 0]);
         }
         PyBool_FromLong(1)
     }
+}
+
+extern "C" fn populate(_: *mut c_void, ranges: *mut c_void) -> *mut c_void {
+    // SAFETY: madvise(2) changes no content with either advice.
+    unsafe { for_each(ranges, MADVISE) }
+}
+
+extern "C" fn protect(_: *mut c_void, ranges: *mut c_void) -> *mut c_void {
+    // SAFETY: mprotect(2) changes no content; the zygote takes no right away.
+    unsafe { for_each(ranges, MPROTECT) }
 }
 
 extern "C" fn fill(_: *mut c_void, place: *mut c_void) -> *mut c_void {
@@ -402,11 +420,13 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 10] = [
+static mut METHODS: [MethodDefinition; 12] = [
     method(c"collapse", collapse, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
+    method(c"protect", protect, METH_O),
     method(c"fill", fill, METH_O),
+    method(c"keep", immortal::keep, METH_O),
     method(c"fork", fork, METH_NOARGS),
     method(c"serve", serve, METH_O),
     method(c"next", next, METH_NOARGS),
