@@ -313,18 +313,20 @@ def refuse(control, what, error):
     posix._exit(1)
 
 
-def warm_up(runner, hooks, text):
-    """Runs the warm-up script as a request's is run, from the message to the answer, so that all of it has been done before."""
+def warm_up(runner, hooks, text, kept=False):
+    """Runs the warm-up script as a request's is run, from the message to the answer, so that all of it has been done before.
+    `kept`: no file is written."""
     message = marshal.dumps((b"a", NAME, text, [], []), 2)
     _, *request = receive(bytes(16) + (20 + len(message)).to_bytes(4, "little") + message)
     script = runner.Script(last=False)
-    script.enter(ahead=SCRIPT)
+    script.enter(kept, None if kept else SCRIPT)
     script.run(hooks, *request, 1 << 24, bool)
     script.finish()
     nowhere = posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC)
     answer(runner, nowhere, bytes(16), script.document)
     posix.close(nowhere)
-    posix.unlink(NAME)
+    if not kept:
+        posix.unlink(NAME)
     if "linecache" in sys.modules:
         sys.modules["linecache"].cache.pop(NAME, None)
     return script
@@ -389,6 +391,9 @@ def serve(runner, hooks, native, hot, state, seed, limit, script, restored):
     data = posix.read(REQUEST, MESSAGE)
     if data == b"w":
         native.populate(hot)
+        # What lies elsewhere than in the rehearsal.
+        warm_up(runner, hooks, b"", kept=True)
+        sys.modules["__main__"] = script.main
         posix.write(REQUEST, b"r")
         data = posix.read(REQUEST, MESSAGE)
     if len(data) < 20:

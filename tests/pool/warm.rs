@@ -37,3 +37,22 @@ fn warmed_slot_has_copied_what_the_warm_up_touched() {
     let [warm, plain] = copied;
     assert!(plain >= 200 && warm * 4 < plain, "{warm} pages in a warm slot, {plain} in one that is not");
 }
+
+#[test]
+fn warmed_slot_has_the_script_s_file_and_no_other() {
+    if !alone("warm::warmed_slot_has_the_script_s_file_and_no_other") {
+        return;
+    }
+    let pool = builder(&[("preload", "json")]).slots(2).build().unwrap();
+    for _ in 0..3 {
+        until("the slots are warm", || pool.warmed() == 2);
+        let source = "import os, sys\nresult = [os.listdir('/work'), sys.argv, open(__file__).read()[:9], dir()]";
+        let outcome = run(&pool, source);
+        let Some(Value::List(seen)) = &outcome.result else { panic!("{outcome:#?}") };
+        let name = |text: &str| Value::List(vec![Value::Str(text.to_owned())]);
+        assert_eq!(seen[..2], [name("script.py"), name("/work/script.py")], "{outcome:#?}");
+        assert_eq!(seen[2], Value::Str("import os".to_owned()), "{outcome:#?}");
+        let Value::List(names) = &seen[3] else { panic!("{outcome:#?}") };
+        assert!(names.iter().all(|name| matches!(name, Value::Str(name) if name.starts_with("__") || ["os", "sys"].contains(&name.as_str()))), "{outcome:#?}");
+    }
+}
