@@ -8,6 +8,8 @@
 //! collapse(address)     makes one huge page of the 2 MiB there, where there are enough to copy
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
+//! protect(ranges)       changes what may be done with pages: the same, with PROT_READ and others
+//! keep((objects, None, code))  makes objects immortal, and all that they hold: see `immortal.rs`
 //! fill(place) -> bool    fills memory with random bytes: native words, its address and its length
 //! fork() -> pid         without the interpreter's hooks, for a child that ends soon; -errno where it fails
 //! serve(control)        once: takes over the control socket
