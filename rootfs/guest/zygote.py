@@ -204,10 +204,8 @@ def load_native(runner):
 
 def collapse(native):
     """Puts what is there into huge pages, of which a fork copies one entry where it would copy 512."""
-    for line in map(bytes.split, read("/proc/self/maps").splitlines()):
-        # Private, writable, of no file.
-        if line[1] == b"rw-p" and line[4] == b"0":
-            begin, end = (int(address, 16) for address in line[0].split(b"-"))
+    for (begin, end), file, access, _ in areas():
+        if access == b"rw-p" and not file:
             for page in range(-(-begin // HUGE) * HUGE, end - HUGE + 1, HUGE):
                 native.collapse(page)
 
@@ -232,7 +230,7 @@ def join_segments(native):
         if file:
             run.append((area[0], area[1] - area[0], access, b"ac" in flags))
     join()
-    native.protect(b"".join(word.to_bytes(8, sys.byteorder) for word in words))
+    native.protect(native_words(words))
 
 
 def rehearse(runner, hooks, native, text, state, seed):
@@ -276,7 +274,7 @@ def touched(before):
                 words += [begin + page * PAGE, PAGE, advice]
             last = advice
     posix.close(pagemap)
-    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+    return native_words(words)
 
 
 def wiped_areas():
@@ -286,7 +284,7 @@ def wiped_areas():
     for (begin, end), _, _, flags in areas():
         if b"wf" in flags or b"dp" in flags:
             words += begin, end - begin
-    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
+    return native_words(words)
 
 
 def areas():
@@ -298,6 +296,11 @@ def areas():
         elif not line[0].endswith(b":"):
             begin, end = (int(address, 16) for address in line[0].split(b"-"))
             area = (begin, end), b" ".join(line[3:]) if line[4] != b"0" else None, line[1]
+
+
+def native_words(words):
+    """Numbers as `native` takes them."""
+    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
 
 
 def read(path):
@@ -357,7 +360,7 @@ def find_state():
         import ctypes
 
         if type(generator).__name__ == "MT19937" and ctypes.string_at(address, keys.nbytes) == keys.tobytes():
-            return b"".join(word.to_bytes(8, sys.byteorder) for word in (address, keys.nbytes))
+            return native_words((address, keys.nbytes))
     except (AttributeError, ImportError, KeyError):
         pass
     return None
