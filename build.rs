@@ -83,7 +83,9 @@ fn guest_digest() -> Result<u64, Box<dyn Error>> {
     }
     for file in [
         "src/sys/program.rs",
+        "src/sys/init/code.rs",
         "src/sys/init/execute.rs",
+        "src/sys/init/heap.rs",
         "src/sys/init/immortal.rs",
         "src/sys/init/module.rs",
         "src/sys/init/restorer.rs",

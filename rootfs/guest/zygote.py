@@ -4,8 +4,10 @@ Loaded by runner.py, whose functions it uses; the further keys of the command li
 
     zygote=FD        the supervisor's socket: a word of this file's, then the programs of slots
     preload=MODULE   a module to import (repeated)
-    warm_up=FD       a script to run once here, so that what it imports and caches is there, and once in a fork, to see
-                     which pages strategies touch: a slot that warms up has these copied before its request comes
+    warm_up=FD       a script to run here, so that what it imports and caches is there; in a fork, to see which code runs, which
+                     is then put side by side; here again, where it is short; and in a fork, to see which pages strategies
+                     touch: a slot that warms up has these copied before its request comes
+    repeats=NUMBER   how often it runs here again
 
 It runs no code of a script's. A slot is a fork of it that has been put behind the wall by the supervisor's program (see
 `src/sys/init/module.rs`), and serves one request:
@@ -29,6 +31,7 @@ import gc
 import marshal
 import posix
 import sys
+from time import monotonic
 
 REQUEST, RESULT = 3, 4
 MESSAGE = 16384
@@ -42,8 +45,8 @@ POPULATE_READ, POPULATE_WRITE = 22, 23
 READ_WRITE, READ_EXECUTE = 3, 5
 # What `native.next` says.
 ONE_SHOT, RESTORED, THREADS = 1, 2, 3
-# Seconds that the repetitions of a warm-up script may take.
-PATIENCE = 0.1
+# Seconds that a warm-up script may take that runs again, and that nsbox's own repetitions may.
+SHORT, PATIENCE = 1.0, 0.1
 # Bytes of a huge page.
 HUGE = 1 << 21
 
@@ -64,20 +67,24 @@ def main(runner, single, repeated):
         except BaseException as error:
             refuse(control, f"import {module}", error)
     hook_forks(hooked)
+    # Its first call has been made, which is what the quick way avoids.
+    compile("", NAME, "exec")
+    runner.compile_quickly = lambda text, file: None
     hot = b""
     if "warm_up" in single:
         text = runner.read_all(int(single["warm_up"]))
         posix.close(int(single["warm_up"]))
+        begun = monotonic()
         ended = warm_up(runner, hooks, text)
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
-        settle(runner, hooks, text, int(single.get("repeats", 0)))
+        check_threads(control)
+        if monotonic() - begun < SHORT:
+            pack_code(native, in_fork(native, lambda: executed(runner, hooks, text)))
+            settle(runner, hooks, text, int(single["repeats"]))
     for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
         forget(name)
     end_quickly(runner)
-    # Its first call has been made, which is what the quick way avoids.
-    compile("", NAME, "exec")
-    runner.compile_quickly = lambda text, file: None
     check_threads(control)
     seed = int(single["seed"]) if "seed" in single else None
     limit = int(single["result_limit"])
@@ -89,8 +96,10 @@ def main(runner, single, repeated):
     native.keep((gc.get_objects(), None, main.__code__))
     gc.freeze()
     join_segments(native)
+    gc.collect()
+    native.close_gaps()
     if "warm_up" in single:
-        hot = rehearse(runner, hooks, native, text, state, seed)
+        hot = in_fork(native, lambda: rehearse(runner, hooks, native, text, state, seed))
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = wiped_areas()
@@ -233,27 +242,70 @@ def join_segments(native):
     native.protect(native_words(words))
 
 
-def rehearse(runner, hooks, native, text, state, seed):
-    """The pages that a slot will touch, for `populate`: those that a fork has for itself once it has run the script."""
-    before = list(areas())
+def in_fork(native, do):
+    """The bytes that `do` returns in a fork of this process, which is left as it is."""
     source, sink = posix.pipe()
     if (pid := native.fork()) == 0:
         try:
-            reseed(runner, hooks, native, state, seed)
-            warm_up(runner, hooks, text)
-            # What only the last script of a process does.
-            runner.join_threads()
-            runner.run_exit_handlers()
-            ranges = touched(before)
-            while ranges:
-                ranges = ranges[posix.write(sink, ranges) :]
+            found = do()
+            while found:
+                found = found[posix.write(sink, found) :]
         finally:
             posix._exit(0)
     posix.close(sink)
-    ranges = b"".join(iter(lambda: posix.read(source, 1 << 16), b""))
+    found = b"".join(iter(lambda: posix.read(source, 1 << 16), b""))
     posix.close(source)
     posix.waitpid(pid, 0)
-    return ranges
+    return found
+
+
+def executed(runner, hooks, text):
+    """The addresses of the code objects that the script runs, as native words, in the order of their first call."""
+    found = {}
+
+    def note(frame, event, argument):
+        found[id(frame.f_code)] = None
+
+    sys.setprofile(note)
+    warm_up(runner, hooks, text)
+    sys.setprofile(None)
+    return native_words(found)
+
+
+def pack_code(native, addresses):
+    """Puts code objects side by side. An interpreter writes to those that it runs, to count references to them and what it may
+    specialise, and a fork copies the page for each: they are small, and lie scattered over as many pages as there are of them."""
+    kind = type(pack_code.__code__)
+    functions = {}
+    for function in gc.get_objects():
+        if type(function) is type(pack_code):
+            functions.setdefault(id(function.__code__), []).append(function)
+    packed = {}
+    wanted = dict.fromkeys(memoryview(addresses).cast("Q"))
+
+    def pack(code):
+        if id(code) not in wanted:
+            return code
+        if id(code) not in packed:
+            constants = tuple(pack(value) if type(value) is kind else value for value in code.co_consts)
+            size = kind.__basicsize__ + kind.__itemsize__ * (len(code.co_code) // 2)
+            packed[id(code)] = native.pack((code.replace(co_consts=constants), size))
+        return packed[id(code)]
+
+    for address in wanted:
+        for function in functions.get(address, ()):
+            function.__code__ = pack(function.__code__)
+
+
+def rehearse(runner, hooks, native, text, state, seed):
+    """In a fork: the pages that a slot will touch, for `populate`: those that this has for itself once it has run the script."""
+    before = list(areas())
+    reseed(runner, hooks, native, state, seed)
+    warm_up(runner, hooks, text)
+    # What only the last script of a process does.
+    runner.join_threads()
+    runner.run_exit_handlers()
+    return touched(before)
 
 
 def touched(before):
@@ -338,8 +390,6 @@ def warm_up(runner, hooks, text, kept=False):
 def settle(runner, hooks, text, repeats):
     """Runs the warm-up script so many times more: the interpreter rewrites code that runs often, and while it counts up to that,
     it writes to the pages of the code, which each slot would have to copy."""
-    from time import monotonic
-
     until = monotonic() + PATIENCE
     for _ in range(repeats):
         if monotonic() > until or warm_up(runner, hooks, text).code != 0:

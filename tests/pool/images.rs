@@ -133,6 +133,76 @@ fn root_file_system_serves() {
     }
 }
 
+/// How far apart the code of four functions is, in KiB, and on how many pages new objects are, of two sizes.
+const PLACES: &str = "
+import inspect, json, logging
+functions = [json.loads, json.JSONDecoder.decode, logging.getLogger, inspect.signature]
+places = sorted(id(function.__code__) for function in functions)
+small, large = [bytes(200) for _ in range(200)], [bytes(2000) for _ in range(50)]
+result = [places[-1] - places[0] >> 10] + [len({id(made) >> 12 for made in blocks}) for blocks in (small, large)]
+";
+
+/// Code that has been moved is what it was: its source, its lines, its value, its end.
+const MOVED: &str = "
+import gc, inspect, json, marshal, sys, traceback
+code, lines = json.loads.__code__, []
+try:
+    json.loads('[1, }')
+except ValueError as error:
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)][1:]
+def trace(frame, event, argument):
+    if frame.f_code is code:
+        lines.append(frame.f_lineno)
+    return trace
+sys.settrace(trace)
+loaded = json.loads('[7]')
+sys.settrace(None)
+source, first = inspect.getsourcelines(json.loads)
+same = marshal.loads(marshal.dumps(code)) == code and hash(code.replace()) == hash(code)
+inside = bool(lines) and all(first <= line < first + len(source) for line in lines)
+del json.loads
+gc.collect()
+result = [source[0][:9], names, same, inside, code.co_name, loaded]
+";
+
+#[test]
+fn code_and_new_objects_lie_side_by_side() {
+    if !alone("images::code_and_new_objects_lie_side_by_side") {
+        return;
+    }
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        &script,
+        "import inspect, json, logging\njson.loads('[1]'), logging.getLogger('a'), inspect.signature(json.loads)",
+    )
+    .unwrap();
+    let pool = |python: &str, warm_up: &str| {
+        let keys = [("python", python), ("preload", "json,inspect,logging"), ("warm_up", warm_up)];
+        builder(&keys).slots(2).build().unwrap()
+    };
+    let text = |text: &str| Value::Str(text.to_owned());
+    for (version, python) in VERSIONS.into_iter().filter_map(|version| Some((version, pyenv(version)?))) {
+        let python = python.display().to_string();
+        let packed = pool(&python, script.path().to_str().unwrap());
+        for _ in 0..2 {
+            let Value::List(seen) = answered(&run(&packed, PLACES)).clone() else { panic!("{version}") };
+            // 48 and 100 KiB of them.
+            let [Value::Int(0..64), Value::Int(12..18), Value::Int(25..32)] = seen[..] else {
+                panic!("{version}: {seen:?}");
+            };
+            let names = ["loads", "decode", "raw_decode"].map(text);
+            let [yes, loaded] = [Value::Bool(true), Value::List(vec![Value::Int(7)])];
+            let expected = [text("def loads"), Value::List(names.to_vec()), yes.clone(), yes, text("loads"), loaded];
+            assert_eq!(answered(&run(&packed, MOVED)), &Value::List(expected.to_vec()), "{version}");
+        }
+        assert_eq!(packed.counts().crashes, 0, "{version}");
+        drop(packed);
+        let plain = pool(&python, "none");
+        let Value::List(seen) = answered(&run(&plain, PLACES)).clone() else { panic!("{version}") };
+        assert!(matches!(seen[0], Value::Int(64..)), "{version}: {seen:?}");
+    }
+}
+
 /// A pool whose zygote has imported numpy and pandas.
 fn of_pandas(version: &str, keys: &[(&str, &str)]) -> Option<Pool> {
     let python: PathBuf = environment(version)?.join("bin/python");

@@ -5,7 +5,7 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
-use super::{PyBool_FromLong, map};
+use super::{PyBool_FromLong, PyTuple_GetItem, map};
 
 /// What is in the place of a count that nobody changes: `_Py_IMMORTAL_REFCNT`.
 const IMMORTAL: u64 = 0xffff_ffff;
@@ -95,7 +95,6 @@ extern "C" fn visit(object: *mut c_void, pending: *mut c_void) -> c_int {
 }
 
 unsafe extern "C" {
-    fn PyTuple_GetItem(tuple: *mut c_void, at: isize) -> *mut c_void;
     fn PyList_Size(list: *mut c_void) -> isize;
     fn PyList_GetItem(list: *mut c_void, at: isize) -> *mut c_void;
     fn PyType_GetSlot(kind: *mut c_void, slot: c_int) -> *mut c_void;

@@ -9,6 +9,8 @@
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
 //! protect(ranges)       changes what may be done with pages: the same, with PROT_READ and others
+//! close_gaps()          from here on what is allocated lies side by side: see `heap.rs`
+//! pack((code, size)) -> code  puts a copy of a code object beside the last one: see `code.rs`
 //! keep((objects, None, code))  makes objects immortal, and all that they hold: see `immortal.rs`
 //! fill(place) -> bool    fills memory with random bytes: native words, its address and its length
 //! fork() -> pid         without the interpreter's hooks, for a child that ends soon; -errno where it fails
@@ -28,8 +30,10 @@
 use core::ffi::{c_char, c_int, c_long, c_void};
 use core::ptr::{addr_of_mut, null, null_mut};
 
+mod code;
 #[allow(dead_code)]
 mod execute;
+mod heap;
 mod immortal;
 mod restorer;
 use execute::program::*;
@@ -125,6 +129,9 @@ struct Arenas {
     /// such calls.
     keeps: bool,
     kept: usize,
+    /// How many arenas were asked for, and where the last of them is, with its length.
+    made: usize,
+    newest: (usize, usize),
 }
 
 static mut ARENAS: Arenas = Arenas {
@@ -135,6 +142,8 @@ static mut ARENAS: Arenas = Arenas {
     reserve: 0,
     keeps: false,
     kept: 0,
+    made: 0,
+    newest: (0, 0),
 };
 
 fn arenas() -> &'static mut Arenas {
@@ -193,7 +202,10 @@ impl Arenas {
 }
 
 extern "C" fn allocate_arena(_: *mut c_void, size: usize) -> *mut c_void {
-    arenas().allocate(size).map_or(null_mut(), |at| at as *mut c_void)
+    let arenas = arenas();
+    let Some(at) = arenas.allocate(size) else { return null_mut() };
+    (arenas.made, arenas.newest) = (arenas.made.wrapping_add(1), (at, size));
+    at as *mut c_void
 }
 
 extern "C" fn release_arena(_: *mut c_void, at: *mut c_void, size: usize) {
@@ -368,6 +380,7 @@ unsafe extern "C" {
     fn PyLong_FromLong(value: c_long) -> *mut c_void;
     fn PyBool_FromLong(value: c_long) -> *mut c_void;
     fn PyBytes_AsString(object: *mut c_void) -> *mut c_char;
+    fn PyTuple_GetItem(tuple: *mut c_void, at: isize) -> *mut c_void;
     fn PyBytes_Size(object: *mut c_void) -> isize;
     fn PyOS_BeforeFork();
     fn PyOS_AfterFork_Parent();
@@ -422,13 +435,15 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 12] = [
+static mut METHODS: [MethodDefinition; 14] = [
     method(c"collapse", collapse, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
     method(c"protect", protect, METH_O),
     method(c"fill", fill, METH_O),
     method(c"keep", immortal::keep, METH_O),
+    method(c"close_gaps", heap::close_gaps, METH_NOARGS),
+    method(c"pack", code::pack, METH_O),
     method(c"fork", fork, METH_NOARGS),
     method(c"serve", serve, METH_O),
     method(c"next", next, METH_NOARGS),
