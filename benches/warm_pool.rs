@@ -19,21 +19,22 @@
 //! quiet machine, as root for the CPU and memory figures: `benches/run` does all of it. Each line shows its first step and
 //! its target.
 
+#[path = "warm_pool/worker.rs"]
+mod worker;
+
 use std::env;
 use std::error::Error;
 use std::fs;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nsbox::config::{Config, Slots};
 use nsbox::outcome::Verdict;
 use nsbox::pool::Pool;
 use nsbox::sandbox::Watch;
+use worker::Worker;
 
 const S0: &str = "1+1\n";
 const S1: &str = "import numpy as np
@@ -52,43 +53,6 @@ result = {
 }
 ";
 
-/// The bare worker: runs what it is sent; `F` and `C` fork instead and answer how long one takes, in wall and in CPU time;
-/// `L` runs S1 in a loop for so many seconds and answers how often, `f` forks so.
-const WORKER: &str = "
-import os, socket, sys, time, json, gc
-import numpy, pandas
-gc.collect(); gc.freeze()
-line = socket.socket(fileno=0)
-def fork():
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-def repeat(seconds, do):
-    until, count = time.perf_counter() + seconds, 0
-    while time.perf_counter() < until:
-        do()
-        count += 1
-    return count
-def run(text):
-    names = {'__name__': '__main__'}
-    exec(compile(text, 'script.py', 'exec'), names)
-    return names.get('result')
-while message := line.recv(1 << 17):
-    kind, text = message[:1], message[1:].decode()
-    if kind == b'R':
-        answer = json.dumps(run(text))
-    elif kind == b'F':
-        begun = time.perf_counter(); fork(); answer = time.perf_counter() - begun
-    elif kind == b'C':
-        before = sum(os.times()[:4]); [fork() for _ in range(int(text))]; answer = (sum(os.times()[:4]) - before) / int(text)
-    elif kind == b'f':
-        answer = repeat(float(text), fork)
-    else:
-        seconds, _, text = text.partition(' '); answer = repeat(float(seconds), lambda: run(text))
-    line.send(str(answer).encode())
-";
-
 /// Slots of a pool.
 const SLOTS: usize = 4;
 /// Runs of a burst, for which there are twice as many slots.
@@ -97,50 +61,6 @@ const BURST: usize = 8;
 const TURNS: u32 = 3;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-struct Worker {
-    line: OwnedFd,
-    child: Child,
-}
-
-impl Worker {
-    fn start(python: &str) -> Result<Self> {
-        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let mut command = Command::new(python);
-        for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"] {
-            command.env(name, "1");
-        }
-        let child = command.args(["-c", WORKER]).stdin(Stdio::from(theirs)).spawn()?;
-        // It has the other end of the line, which its death is to close.
-        drop(command);
-        let worker = Self { line, child };
-        worker.ask("R", S1)?;
-        Ok(worker)
-    }
-
-    fn ask(&self, kind: &str, text: &str) -> io::Result<String> {
-        send(self.line.as_raw_fd(), format!("{kind}{text}").as_bytes(), MsgFlags::empty())?;
-        let mut answer = vec![0; 4096];
-        let length = recv(self.line.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        if length == 0 {
-            return Err(io::Error::other("the bare worker ended: PYTHON needs numpy and pandas"));
-        }
-        answer.truncate(length);
-        String::from_utf8(answer).map_err(io::Error::other)
-    }
-
-    fn number(&self, kind: &str, text: &str) -> Result<f64> {
-        Ok(self.ask(kind, text)?.parse()?)
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It may have ended already.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
 
 /// Times of one side, in microseconds.
 #[derive(Default)]
@@ -239,6 +159,9 @@ fn measure(config: Config, workers: &[Worker; 2], meter: Option<&CpuMeter>, roun
         let [runs, loops] = in_turns("L", &format!("{part} {S1}"), S1)?;
         let name = format!("S1 runs/s, {callers} callers / in-process ({runs:.0} / {loops:.0})");
         line(&name, runs / loops, ">= 0.10", ">= 0.6");
+        let [runs, forks] = in_turns("l", &format!("{part} {S1}"), S1)?;
+        let name = format!("  the same / a bare fork for each ({runs:.0} / {forks:.0})");
+        line(&name, runs / forks, "", "");
     }
     drop(pool);
     bursts(Pool::builder(config.clone()).slots(2 * BURST).build()?, &workers[0], rounds / BURST)?;
