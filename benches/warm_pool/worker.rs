@@ -18,10 +18,13 @@ line = socket.socket(fileno=0)
 def fork(do=None):
     pid = os.fork()
     if pid == 0:
-        if do:
-            do()
-        os._exit(0)
-    os.waitpid(pid, 0)
+        try:
+            if do:
+                do()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 def repeat(seconds, do):
     until, count = time.perf_counter() + seconds, 0
     while time.perf_counter() < until:

@@ -275,6 +275,9 @@ def executed(runner, hooks, text):
 def pack_code(native, addresses):
     """Puts code objects side by side. An interpreter writes to those that it runs, to count references to them and what it may
     specialise, and a fork copies the page for each: they are small, and lie scattered over as many pages as there are of them."""
+    if sys.version_info >= (3, 14) or sys.abiflags:
+        # Their code objects may be others, and those of builds with special flags are.
+        return
     kind = type(pack_code.__code__)
     functions = {}
     for function in gc.get_objects():
