@@ -80,8 +80,8 @@ def main(runner, single, repeated):
             refuse(control, "run the warm-up script", ended.error)
         check_threads(control)
         if monotonic() - begun < SHORT:
-            pack_code(native, in_fork(native, lambda: executed(runner, hooks, text)))
-            settle(runner, hooks, text, int(single["repeats"]))
+            pack_code(runner, hooks, native, text)
+            settle(runner, hooks, text, int(single["repeats"]), control)
     for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
         forget(name)
     end_quickly(runner)
@@ -96,6 +96,7 @@ def main(runner, single, repeated):
     native.keep((gc.get_objects(), None, main.__code__))
     gc.freeze()
     join_segments(native)
+    # The interpreter keeps a few ended objects of some types for the next ones; this gives them back, gaps too.
     gc.collect()
     native.close_gaps()
     if "warm_up" in single:
@@ -272,7 +273,7 @@ def executed(runner, hooks, text):
     return native_words(found)
 
 
-def pack_code(native, addresses):
+def pack_code(runner, hooks, native, text):
     """Puts code objects side by side. An interpreter writes to those that it runs, to count references to them and what it may
     specialise, and a fork copies the page for each: they are small, and lie scattered over as many pages as there are of them."""
     if sys.version_info >= (3, 14) or sys.abiflags:
@@ -284,7 +285,7 @@ def pack_code(native, addresses):
         if type(function) is type(pack_code):
             functions.setdefault(id(function.__code__), []).append(function)
     packed = {}
-    wanted = dict.fromkeys(memoryview(addresses).cast("Q"))
+    wanted = dict.fromkeys(memoryview(in_fork(native, lambda: executed(runner, hooks, text))).cast("Q"))
 
     def pack(code):
         if id(code) not in wanted:
@@ -390,13 +391,16 @@ def warm_up(runner, hooks, text, kept=False):
     return script
 
 
-def settle(runner, hooks, text, repeats):
+def settle(runner, hooks, text, repeats, control):
     """Runs the warm-up script so many times more: the interpreter rewrites code that runs often, and while it counts up to that,
     it writes to the pages of the code, which each slot would have to copy."""
     until = monotonic() + PATIENCE
     for _ in range(repeats):
-        if monotonic() > until or warm_up(runner, hooks, text).code != 0:
+        if monotonic() > until:
             break
+        ended = warm_up(runner, hooks, text)
+        if ended.code != 0:
+            refuse(control, "run the warm-up script again", ended.error)
 
 
 def find_state():

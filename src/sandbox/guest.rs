@@ -56,8 +56,8 @@ pub(crate) const UMASK: u32 = 0o022;
 const SCRIPT: [&str; 4] = ["code", "result", "start", "values"];
 /// Those of a zygote: its socket; the warm-up script, a sealed memfd.
 const ZYGOTE: [&str; 2] = ["zygote", "warm_up"];
-/// How often the zygote runs its warm-up script once more, nsbox's own and another's, whose effects may add up.
-const REPEATS: [u32; 2] = [16, 1];
+/// How often the zygote runs nsbox's own warm-up script once more; the effects of another's may add up, so that is run once more.
+const REPEATS: u32 = 16;
 
 /// The descriptors that a guest's process is given, by the numbers that they have here.
 #[derive(Debug, Clone)]
@@ -245,7 +245,7 @@ impl Command<'_> {
             }
             Task::Zygote { .. } => {
                 argv.extend(config.preload.iter().map(|module| format!("preload={module}").into()));
-                let repeats = REPEATS[usize::from(config.warm_up != "default")];
+                let repeats = if config.warm_up == "default" { REPEATS } else { 1 };
                 argv.push(format!("repeats={repeats}").into());
                 (if config.warm_up == "none" { &ZYGOTE[..1] } else { &ZYGOTE }, &[])
             }

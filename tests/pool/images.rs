@@ -317,11 +317,14 @@ fn warm_up_that_fails_is_told() {
     std::fs::write(&script, "raise ValueError('of the warm-up')").unwrap();
     let text = refusal(&[("warm_up", script.path().to_str().unwrap())]);
     assert!(text.contains("run the warm-up script") && text.contains("ValueError: of the warm-up"), "{text}");
+    // It has to bear a second time.
+    std::fs::write(&script, "import json\nassert not hasattr(json, 'ran'), 'twice'\njson.ran = True").unwrap();
+    let text = refusal(&[("warm_up", script.path().to_str().unwrap())]);
+    assert!(text.contains("run the warm-up script again") && text.contains("AssertionError: twice"), "{text}");
     let text = refusal(&[("warm_up", "/no/such/warm_up.py")]);
     assert!(text.contains("/no/such/warm_up.py"), "{text}");
 }
 
-/// Touches what hangs on every module, and tells how many pages had to be copied for that.
 /// A warm-up that wants a thread in the zygote with every fork.
 const HOOK: &str = "
 import os, threading, time
