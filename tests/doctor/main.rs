@@ -225,7 +225,8 @@ fn refusing(test: &str, program: &Path, args: &[&str], calls: &[(libc::c_long, i
         // Root's own store: the program keeps root's rights.
         command.env("NSBOX_STORE", place.folder.path().join("root-store"));
     }
-    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(PROGRAM, program).output().unwrap()
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(PROGRAM, program);
+    command.env("NSBOX_EVENT_LOG", "none").output().unwrap()
 }
 
 #[test]
@@ -241,8 +242,8 @@ fn refused_clone3_is_replaced_and_said() {
 
 #[test]
 fn refused_clone3_does_not_keep_a_script_from_running() {
-    let folder = tempfile::tempdir().unwrap();
-    let script = folder.path().join("strategy.py");
+    // Of both processes, so in no folder of this one's.
+    let script = Path::new(env!("CARGO_TARGET_TMPDIR")).join("signal.py");
     std::fs::write(&script, "print('Signal: BUY')").unwrap();
     let calls = [(libc::SYS_clone3, libc::ENOSYS)];
     let nsbox = Path::new(env!("CARGO_BIN_EXE_nsbox"));

@@ -79,7 +79,8 @@ fn failure_leaves_nothing() {
         let output = feed(command, source.as_bytes());
         assert!(["error", "signal"].contains(&judge(&output).verdict()), "{source}");
     }
-    assert_eq!(tree(store()), stored);
+    // Other tests use the store as well, for the time being.
+    until("nothing is in the store that was not", || tree(store()).is_subset(&stored));
     assert_eq!(cgroups_of(std::process::id()), Vec::<std::path::PathBuf>::new());
 }
 
