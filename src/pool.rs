@@ -124,18 +124,24 @@ struct Taken<'p> {
     shared: &'p Shared,
     slot: Option<Slot>,
     lane: Option<usize>,
-    /// Whether it is counted among those that serve again, and among those that will be back soon.
+    /// Whether it is counted among those that serve again.
     is_lent: bool,
-    returns: Cell<bool>,
+    /// Whether it is counted among those that were taken a moment ago.
+    is_young: Cell<bool>,
 }
 
 impl Taken<'_> {
     /// The run takes its time: the next slot is made beside it.
     fn is_long(&self) {
-        if self.returns.take() {
-            self.shared.lock().returning -= 1;
-        }
+        self.grow_old(&mut self.shared.lock());
         self.shared.work.notify_one();
+    }
+
+    fn grow_old(&self, state: &mut State) {
+        if self.is_young.take() {
+            state.young -= 1;
+            state.returning -= usize::from(self.is_lent);
+        }
     }
 }
 
@@ -147,12 +153,16 @@ impl Drop for Taken<'_> {
             state.busy[lane] -= 1;
         }
         state.lent -= usize::from(self.is_lent);
-        state.returning -= usize::from(self.returns.get());
+        self.grow_old(&mut state);
         let worn = self.slot.take_if(|slot| slot.is_restorable() && !state.closing);
+        let calls = worn.is_some() || state.resting == 0;
         state.worn.extend(worn);
         state.used.extend(self.slot.take());
+        state.stirred = Some(Instant::now());
         drop(state);
-        self.shared.work.notify_one();
+        if calls {
+            self.shared.work.notify_one();
+        }
     }
 }
 
@@ -271,6 +281,7 @@ impl Shared {
                     let (lane, is_lent) = (slot.lane(), slot.serves_again());
                     state.running += 1;
                     state.occupy(lane);
+                    state.young += 1;
                     state.lent += usize::from(is_lent);
                     state.returning += usize::from(is_lent);
                     state.wished = None;
@@ -279,7 +290,7 @@ impl Shared {
                         slot: Some(slot),
                         lane: Some(lane),
                         is_lent,
-                        returns: Cell::new(is_lent),
+                        is_young: Cell::new(true),
                     }))
                 } else {
                     state.used.push(slot);
@@ -361,7 +372,7 @@ impl Shared {
         state.counts.slots += 1;
         state.counts.forked += 1;
         drop(state);
-        let mut taken = Taken { shared: self, slot: None, lane: None, is_lent: false, returns: Cell::new(false) };
+        let mut taken = Taken { shared: self, slot: None, lane: None, is_lent: false, is_young: Cell::new(false) };
         match self.sandbox.slot(&zygote, order) {
             Ok(slot) => {
                 self.lock().occupy(slot.lane());

@@ -35,7 +35,7 @@ from time import monotonic
 
 REQUEST, RESULT = 3, 4
 MESSAGE = 16384
-# The longest document that goes into an answer; the same number is in src/sandbox/slot.rs.
+# The longest document that goes into an answer; the same number is in src/sandbox/line.rs.
 INLINE = 65536
 NAME = "/work/warm_up.py"
 # Where most scripts are.

@@ -4,9 +4,9 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::state::State;
+use super::state::{Ending, State, Step};
 use super::{Error, Shared};
-use crate::sandbox::slot::{Order, Slot};
+use crate::sandbox::slot::Order;
 use crate::sys::sched::be_patient;
 
 /// How long a maker leaves a machine alone that refused a slot.
@@ -28,82 +28,82 @@ impl Shared {
     fn make(&self) {
         let mut state = self.lock();
         loop {
-            if let Some(slot) = state.used.pop() {
-                state.ending += 1;
-                // Whoever is woken wakes another: a run wakes one alone.
-                if !state.used.is_empty() || !state.worn.is_empty() || state.slots.len() < self.settings.slots {
-                    self.work.notify_one();
+            let Some(step) = state.next_step(self.settings.slots, self.settings.most) else {
+                if state.closing && state.running == 0 {
+                    return;
                 }
-                drop(state);
-                drop(slot);
-                state = self.lock();
-                state.ending -= 1;
-                self.ready.notify_one();
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            if let Some(rest) = state.rest(step, self.settings.slots) {
+                state.resting += 1;
+                (state, _) = self.work.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner);
+                state.resting -= 1;
                 continue;
             }
-            if let Some(slot) = state.worn.pop() {
-                state = self.restore(state, slot);
-                continue;
-            }
-            if state.closing && state.running == 0 {
-                return;
-            }
-            let has_room = state.alive() + state.forking < self.settings.most;
-            let is_short = state.is_short(self.settings.slots);
-            let wanted = has_room && is_short;
-            if state.slots.len() > self.settings.slots
-                && let Some(surplus) = state.slots.pop_back()
-            {
-                state.used.push(surplus);
-                continue;
-            }
-            if !wanted && let Some(old) = state.outdated() {
-                state.used.push(old);
-                continue;
-            }
-            if !is_short && let Some(slot) = state.coldest() {
-                state = self.warm(state, slot);
-                continue;
-            }
-            match &mut state.zygote {
-                Some(_) if wanted => self.count_one(&mut state),
-                _ => {
-                    state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                    continue;
-                }
-            }
-            let Some(zygote) = state.zygote.as_ref().map(|current| Arc::clone(&current.zygote)) else { continue };
-            state.making += 1;
-            let inputs = state.inputs.clone();
-            if state.slots.len() + state.making < self.settings.slots {
-                self.work.notify_one();
-            }
-            let order = Order { inputs: inputs.clone(), ..Order::default() };
-            drop(state);
-            let made = self.sandbox.slot(&zygote, order);
-            drop(zygote);
-            if made.is_err() && inputs.is_empty() {
-                thread::sleep(PAUSE);
-            }
-            state = self.lock();
-            state.making -= 1;
-            match made {
-                Ok(slot) if !state.closing && state.inputs == inputs => {
-                    state.counts.slots += 1;
-                    state.slots.push_back(slot);
-                    self.ready.notify_one();
-                }
-                Ok(slot) => state.used.push(slot),
-                // Likely one of them is gone. Whoever wants them will be told.
-                Err(_) if !inputs.is_empty() => {
-                    if state.inputs == inputs {
-                        (state.inputs, state.wished) = Default::default();
-                    }
-                    self.ready.notify_all();
-                }
-                Err(error) => state.refused = Some(crate::sandbox::chain(&error)),
-            }
+            state = match step {
+                Step::End(which) => self.end(state, which),
+                Step::Restore => self.restore(state),
+                Step::Warm(at) => self.warm(state, at),
+                Step::Make => self.make_one(state),
+            };
         }
+    }
+
+    /// Ends a slot.
+    fn end<'s>(&'s self, mut state: MutexGuard<'s, State>, which: Ending) -> MutexGuard<'s, State> {
+        let slot = match which {
+            Ending::Used => state.used.pop(),
+            Ending::Ready(at) => state.slots.remove(at),
+        };
+        state.ending += 1;
+        // Whoever is woken wakes another: a run wakes one alone.
+        if !state.used.is_empty() || !state.worn.is_empty() || state.slots.len() < self.settings.slots {
+            self.work.notify_one();
+        }
+        drop(state);
+        drop(slot);
+        state = self.lock();
+        state.ending -= 1;
+        self.ready.notify_one();
+        state
+    }
+
+    /// Makes a slot.
+    fn make_one<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        self.count_one(&mut state);
+        let Some(zygote) = state.zygote.as_ref().map(|current| Arc::clone(&current.zygote)) else { return state };
+        state.making += 1;
+        let inputs = state.inputs.clone();
+        if state.slots.len() + state.making < self.settings.slots {
+            self.work.notify_one();
+        }
+        let order = Order { inputs: inputs.clone(), ..Order::default() };
+        drop(state);
+        let made = self.sandbox.slot(&zygote, order);
+        drop(zygote);
+        if made.is_err() && inputs.is_empty() {
+            thread::sleep(PAUSE);
+        }
+        state = self.lock();
+        state.making -= 1;
+        match made {
+            Ok(slot) if !state.closing && state.inputs == inputs => {
+                state.counts.slots += 1;
+                state.slots.push_back(slot);
+                self.ready.notify_one();
+            }
+            Ok(slot) => state.used.push(slot),
+            // Likely one of them is gone. Whoever wants them will be told.
+            Err(_) if !inputs.is_empty() => {
+                if state.inputs == inputs {
+                    (state.inputs, state.wished) = Default::default();
+                }
+                self.ready.notify_all();
+            }
+            Err(error) => state.refused = Some(crate::sandbox::chain(&error)),
+        }
+        state
     }
 
     /// Another slot of the zygote, which has its successor when it has made enough.
@@ -117,7 +117,8 @@ impl Shared {
     }
 
     /// Puts a slot back that has served.
-    fn restore<'s>(&'s self, mut state: MutexGuard<'s, State>, mut slot: Slot) -> MutexGuard<'s, State> {
+    fn restore<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        let Some(mut slot) = state.worn.pop() else { return state };
         state.making += 1;
         if !state.worn.is_empty() {
             self.work.notify_one();
@@ -140,7 +141,8 @@ impl Shared {
     }
 
     /// Warms up a slot that was ready, and that nobody asked for yet.
-    fn warm<'s>(&'s self, mut state: MutexGuard<'s, State>, mut slot: Slot) -> MutexGuard<'s, State> {
+    fn warm<'s>(&'s self, mut state: MutexGuard<'s, State>, at: usize) -> MutexGuard<'s, State> {
+        let Some(mut slot) = state.slots.remove(at) else { return state };
         state.making += 1;
         drop(state);
         let warmed = self.sandbox.warm(&mut slot);

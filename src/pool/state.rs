@@ -2,11 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Counts;
 use crate::sandbox::slot::{Inputs, Slot};
 use crate::sandbox::zygote::Zygote;
+
+/// How long no run has been young, or has ended, when slots are ended and made, unless these run short.
+const QUIET: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -31,6 +34,8 @@ pub(super) struct State {
     pub making: usize,
     pub running: usize,
     pub ending: usize,
+    /// Of the slots in use, those that were taken a moment ago.
+    pub young: usize,
     /// Slots in use that are likely to serve again; of these, those that are likely to be back soon.
     pub lent: usize,
     pub returning: usize,
@@ -39,8 +44,33 @@ pub(super) struct State {
     /// Runs that wait for a slot to become ready, and for room to fork one.
     pub waiting: usize,
     pub forking: usize,
+    /// When a run gave its slot back last.
+    pub stirred: Option<Instant>,
+    /// Makers that will look by themselves what there is to do, in a moment.
+    pub resting: usize,
     pub closing: bool,
     pub counts: Counts,
+}
+
+/// What a maker can do.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Step {
+    End(Ending),
+    /// Put a slot back.
+    Restore,
+    /// Warm up the slot that is ready at this index.
+    Warm(usize),
+    /// Make another.
+    Make,
+}
+
+/// A slot that is to end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ending {
+    /// One that has served.
+    Used,
+    /// The one that is ready at this index.
+    Ready(usize),
 }
 
 /// The zygote that slots are made of.
@@ -91,17 +121,63 @@ impl State {
         }
     }
 
-    /// A slot that is ready, of a zygote that has a successor; one at a time, while the others serve.
-    pub fn outdated(&mut self) -> Option<Slot> {
-        let current = Arc::clone(&self.zygote.as_ref()?.zygote);
-        let old = self.slots.iter().position(|slot| !slot.is_of(&current)).filter(|_| self.making == 0)?;
-        self.slots.remove(old)
+    /// What a maker is to do next, with `wanted` slots ready and `most` in all; nothing is taken for it yet.
+    pub fn next_step(&self, wanted: usize, most: usize) -> Option<Step> {
+        if !self.worn.is_empty() {
+            return Some(Step::Restore);
+        }
+        if !self.used.is_empty() {
+            return Some(Step::End(Ending::Used));
+        }
+        let is_short = self.is_short(wanted);
+        let makes = is_short && self.alive() + self.forking < most;
+        if self.slots.len() > wanted {
+            return Some(Step::End(Ending::Ready(self.slots.len() - 1)));
+        }
+        // Both one at a time, while the others serve.
+        let first = |is_it: &dyn Fn(&Slot) -> bool| self.slots.iter().position(is_it).filter(|_| self.making == 0);
+        if let Some(current) = self.zygote.as_ref().filter(|_| !makes)
+            && let Some(old) = first(&|slot| !slot.is_of(&current.zygote))
+        {
+            return Some(Step::End(Ending::Ready(old)));
+        }
+        // Before there are as many as there should be, and while runs wait, a warm-up would take longer than it saves.
+        if !is_short && let Some(cold) = first(&|slot| !slot.is_warm()) {
+            return Some(Step::Warm(cold));
+        }
+        (makes && self.zygote.is_some()).then_some(Step::Make)
     }
 
-    /// A slot that is to be warmed up, now that there are as many as there should be; one at a time. Before, and while runs
-    /// wait, it would take longer than it saves.
-    pub fn coldest(&mut self) -> Option<Slot> {
-        let cold = self.slots.iter().position(|slot| !slot.is_warm()).filter(|_| self.making == 0)?;
-        self.slots.remove(cold)
+    /// How long a maker is to leave the machine to the runs before this step, if at all, where `wanted` slots are to be ready: a
+    /// fork or an exit takes longer than many a run, and is in its way. What is put back is not.
+    pub fn rest(&self, step: Step, wanted: usize) -> Option<Duration> {
+        let has_enough = 2 * self.slots.len() >= wanted && self.waiting + self.forking == 0;
+        if self.closing || !has_enough || matches!(step, Step::Restore) {
+            return None;
+        }
+        if self.young > 0 { Some(QUIET) } else { QUIET.checked_sub(self.stirred?.elapsed()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makers_rest_while_runs_are_young_and_slots_enough() {
+        let rest = |state: &State, wanted| state.rest(Step::Make, wanted).is_some();
+        let mut state = State { young: 1, ..State::default() };
+        assert!(rest(&state, 0));
+        assert!(!rest(&state, 1), "there are too few slots");
+        assert_eq!(state.rest(Step::Restore, 0), None);
+        assert!(!rest(&State { young: 1, waiting: 1, ..State::default() }, 0), "a run waits");
+        assert!(!rest(&State { young: 1, forking: 1, ..State::default() }, 0), "a run waits for room");
+        assert!(!rest(&State { young: 1, closing: true, ..State::default() }, 0));
+        // The last one was a moment ago, or longer.
+        state = State { stirred: Some(Instant::now() + QUIET), ..State::default() };
+        assert!(rest(&state, 0));
+        state.stirred = Instant::now().checked_sub(QUIET);
+        assert!(!rest(&state, 0));
+        assert!(!rest(&State::default(), 0));
     }
 }
