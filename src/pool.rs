@@ -155,7 +155,7 @@ impl Drop for Taken<'_> {
         state.lent -= usize::from(self.is_lent);
         self.grow_old(&mut state);
         let worn = self.slot.take_if(|slot| slot.is_restorable() && !state.closing);
-        let calls = worn.is_some() || state.resting == 0;
+        let calls = state.resting == 0;
         state.worn.extend(worn);
         state.used.extend(self.slot.take());
         state.stirred = Some(Instant::now());
@@ -281,7 +281,7 @@ impl Shared {
                     let (lane, is_lent) = (slot.lane(), slot.serves_again());
                     state.running += 1;
                     state.occupy(lane);
-                    state.young += 1;
+                    state.begin(Instant::now());
                     state.lent += usize::from(is_lent);
                     state.returning += usize::from(is_lent);
                     state.wished = None;

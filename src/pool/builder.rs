@@ -60,8 +60,8 @@ impl Builder {
     }
 
     /// How many slots are kept ready; without it, two for each CPU, as far as a quarter of the free memory goes. Slots that serve
-    /// again count while they are in use, unless runs have to wait for them. While at least half are ready, others are made
-    /// once no run has begun or ended for a millisecond, so that a burst of runs has the CPUs for itself.
+    /// again count while they are in use, unless runs have to wait for them. A burst of runs has the CPUs for itself: while it
+    /// goes on, for 50 ms at most, others are made only once less than half are ready.
     #[must_use]
     pub fn slots(mut self, slots: usize) -> Self {
         self.slots = slots;

@@ -35,7 +35,7 @@ impl Shared {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            if let Some(rest) = state.rest(step, self.settings.slots) {
+            if let Some(rest) = state.rest(self.settings.slots) {
                 state.resting += 1;
                 (state, _) = self.work.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner);
                 state.resting -= 1;

@@ -8,8 +8,10 @@ use super::Counts;
 use crate::sandbox::slot::{Inputs, Slot};
 use crate::sandbox::zygote::Zygote;
 
-/// How long no run has been young, or has ended, when slots are ended and made, unless these run short.
+/// How long no run has been young, or has ended, when a burst of runs is over.
 const QUIET: Duration = Duration::from_millis(1);
+/// How long a burst has the machine for itself: while it goes on, half of the slots serve it.
+const BURST: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -44,8 +46,9 @@ pub(super) struct State {
     /// Runs that wait for a slot to become ready, and for room to fork one.
     pub waiting: usize,
     pub forking: usize,
-    /// When a run gave its slot back last.
+    /// When a run gave its slot back last, and when the burst began that it was of.
     pub stirred: Option<Instant>,
+    pub burst: Option<Instant>,
     /// Makers that will look by themselves what there is to do, in a moment.
     pub resting: usize,
     pub closing: bool,
@@ -105,6 +108,14 @@ impl State {
         (0..self.slots.len()).min_by_key(|at| rank(&self.slots[*at]))
     }
 
+    /// A run has taken a slot.
+    pub fn begin(&mut self, now: Instant) {
+        if self.young == 0 && self.stirred.is_none_or(|at| now.saturating_duration_since(at) >= QUIET) {
+            self.burst = Some(now);
+        }
+        self.young += 1;
+    }
+
     /// A run is on these CPUs from now on.
     pub fn occupy(&mut self, lane: usize) {
         self.busy.resize(self.busy.len().max(lane + 1), 0);
@@ -148,11 +159,12 @@ impl State {
         (makes && self.zygote.is_some()).then_some(Step::Make)
     }
 
-    /// How long a maker is to leave the machine to the runs before this step, if at all, where `wanted` slots are to be ready: a
-    /// fork or an exit takes longer than many a run, and is in its way. What is put back is not.
-    pub fn rest(&self, step: Step, wanted: usize) -> Option<Duration> {
+    /// How long makers are to leave the machine to the runs, if at all, where `wanted` slots are to be ready: a fork or an exit
+    /// takes longer than many a run, and is in its way.
+    pub fn rest(&self, wanted: usize) -> Option<Duration> {
         let has_enough = 2 * self.slots.len() >= wanted && self.waiting + self.forking == 0;
-        if self.closing || !has_enough || matches!(step, Step::Restore) {
+        let goes_on = self.burst.is_some_and(|begun| begun.elapsed() < BURST);
+        if self.closing || !has_enough || !goes_on {
             return None;
         }
         if self.young > 0 { Some(QUIET) } else { QUIET.checked_sub(self.stirred?.elapsed()) }
@@ -163,21 +175,49 @@ impl State {
 mod tests {
     use super::*;
 
+    /// A moment that does not pass while a test runs.
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
+
+    /// A burst that has just begun, with one run.
+    fn burst() -> State {
+        let mut state = State::default();
+        state.begin(soon());
+        state
+    }
+
     #[test]
-    fn makers_rest_while_runs_are_young_and_slots_enough() {
-        let rest = |state: &State, wanted| state.rest(Step::Make, wanted).is_some();
-        let mut state = State { young: 1, ..State::default() };
-        assert!(rest(&state, 0));
-        assert!(!rest(&state, 1), "there are too few slots");
-        assert_eq!(state.rest(Step::Restore, 0), None);
-        assert!(!rest(&State { young: 1, waiting: 1, ..State::default() }, 0), "a run waits");
-        assert!(!rest(&State { young: 1, forking: 1, ..State::default() }, 0), "a run waits for room");
-        assert!(!rest(&State { young: 1, closing: true, ..State::default() }, 0));
-        // The last one was a moment ago, or longer.
-        state = State { stirred: Some(Instant::now() + QUIET), ..State::default() };
-        assert!(rest(&state, 0));
-        state.stirred = Instant::now().checked_sub(QUIET);
-        assert!(!rest(&state, 0));
-        assert!(!rest(&State::default(), 0));
+    fn makers_rest_in_a_burst_while_there_are_slots() {
+        assert!(State::default().rest(0).is_none());
+        assert!(burst().rest(0).is_some());
+        assert!(burst().rest(1).is_none(), "there are too few slots");
+        assert!(State { waiting: 1, ..burst() }.rest(0).is_none(), "a run waits");
+        assert!(State { forking: 1, ..burst() }.rest(0).is_none(), "a run waits for room");
+        assert!(State { closing: true, ..burst() }.rest(0).is_none());
+    }
+
+    #[test]
+    fn burst_is_over_when_runs_stop_and_has_its_time() {
+        let ago = |time| Instant::now().checked_sub(time);
+        let ended = State { young: 0, stirred: Some(soon()), ..burst() };
+        assert!(ended.rest(0).is_some(), "the next run may come at once");
+        assert!(State { stirred: ago(QUIET), ..ended }.rest(0).is_none());
+        assert!(State { burst: ago(BURST), ..burst() }.rest(0).is_none(), "runs that never stop are no burst");
+    }
+
+    #[test]
+    fn run_after_a_pause_begins_a_burst_and_others_are_of_the_same() {
+        let begun = Instant::now();
+        let mut state = burst();
+        let first = state.burst;
+        state.begin(begun + 2 * QUIET);
+        assert_eq!((state.young, state.burst), (2, first), "one goes on");
+        (state.young, state.stirred) = (0, Some(begun));
+        state.begin(begun + QUIET / 2);
+        assert_eq!(state.burst, first);
+        state.young = 0;
+        state.begin(begun + QUIET);
+        assert_eq!((state.young, state.burst), (1, Some(begun + QUIET)));
     }
 }
