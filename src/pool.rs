@@ -155,10 +155,11 @@ impl Drop for Taken<'_> {
         state.lent -= usize::from(self.is_lent);
         self.grow_old(&mut state);
         let worn = self.slot.take_if(|slot| slot.is_restorable() && !state.closing);
-        let calls = state.resting == 0;
         state.worn.extend(worn);
         state.used.extend(self.slot.take());
         state.stirred = Some(Instant::now());
+        // One that rests will look by itself, which is too late where others wait or slots run short.
+        let calls = state.resting == 0 || state.rest(self.shared.settings.slots).is_none();
         drop(state);
         if calls {
             self.shared.work.notify_one();
