@@ -86,6 +86,7 @@ fn guest_digest() -> Result<u64, Box<dyn Error>> {
         "src/sys/init/code.rs",
         "src/sys/init/execute.rs",
         "src/sys/init/heap.rs",
+        "src/sys/init/layout.rs",
         "src/sys/init/immortal.rs",
         "src/sys/init/module.rs",
         "src/sys/init/restorer.rs",

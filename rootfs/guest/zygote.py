@@ -4,9 +4,8 @@ Loaded by runner.py, whose functions it uses; the further keys of the command li
 
     zygote=FD        the supervisor's socket: a word of this file's, then the programs of slots
     preload=MODULE   a module to import (repeated)
-    warm_up=FD       a script to run here, so that what it imports and caches is there; in a fork, to see which code runs, which
-                     is then put side by side; here again, where it is short; and in a fork, to see which pages strategies
-                     touch: a slot that warms up has these copied before its request comes
+    warm_up=FD       a script to run here, so that what it imports and caches is there; and in forks, to see what strategies write to:
+                     that is put side by side (see memory.py), and a slot that warms up has it copied before its request comes
     repeats=NUMBER   how often it runs here again
 
 It runs no code of a script's. A slot is a fork of it that has been put behind the wall by the supervisor's program (see
@@ -27,6 +26,7 @@ end of the process.
 """
 
 import _imp
+import _thread
 import gc
 import marshal
 import posix
@@ -40,72 +40,38 @@ INLINE = 65536
 NAME = "/work/warm_up.py"
 # Where most scripts are.
 SCRIPT = "/work/script.py"
-PAGE = 4096
-POPULATE_READ, POPULATE_WRITE = 22, 23
-READ_WRITE, READ_EXECUTE = 3, 5
 # What `native.next` says.
 ONE_SHOT, RESTORED, THREADS = 1, 2, 3
 # Seconds that a warm-up script may take that runs again, and that nsbox's own repetitions may.
 SHORT, PATIENCE = 1.0, 0.1
-# Bytes of a huge page.
-HUGE = 1 << 21
+# Whether the interpreter knows objects that nobody counts references to; of the others, slots write to each that they use.
+IMMORTAL = sys.version_info >= (3, 12)
 
 
 def main(runner, single, repeated):
     """Prepares, says so, and serves until the supervisor is gone."""
     control = int(single["zygote"])
-    native = load_native(runner)
+    seed = int(single["seed"]) if "seed" in single else None
+    native, memory = load_native(runner), runner.load("memory")
     native.gather()
-    idle, hooked = keep_idle_hooks()
-    runner.prepare_interpreter("/work", single, repeated)
-    hooks = runner.hook_imports(None)
-    runner.load("collect")
-    runner.load("inputs")
-    for module in repeated["preload"]:
-        try:
-            __import__(module)
-        except BaseException as error:
-            refuse(control, f"import {module}", error)
-    hook_forks(hooked)
-    # Its first call has been made, which is what the quick way avoids.
-    compile("", NAME, "exec")
-    runner.compile_quickly = lambda text, file: None
-    hot = b""
+    text = None
     if "warm_up" in single:
         text = runner.read_all(int(single["warm_up"]))
         posix.close(int(single["warm_up"]))
-        begun = monotonic()
-        ended = warm_up(runner, hooks, text)
-        if ended.code != 0:
-            refuse(control, "run the warm-up script", ended.error)
-        check_threads(control)
-        if monotonic() - begun < SHORT:
-            pack_code(runner, hooks, native, text)
-            settle(runner, hooks, text, int(single["repeats"]), control)
-    for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
-        forget(name)
-    end_quickly(runner)
-    check_threads(control)
-    seed = int(single["seed"]) if "seed" in single else None
-    limit = int(single["result_limit"])
-    state = find_state()
-    script = runner.Script()
-    # What is here lives as long as the process: nobody need count who uses it, and no collection looks at it again. Either would
-    # copy its pages.
-    gc.collect()
-    native.keep((gc.get_objects(), None, main.__code__))
-    gc.freeze()
-    join_segments(native)
-    # The interpreter keeps a few ended objects of some types for the next ones; this gives them back, gaps too.
-    gc.collect()
-    native.close_gaps()
-    if "warm_up" in single:
-        hot = in_fork(native, lambda: rehearse(runner, hooks, native, text, state, seed))
+
+    def prepared():
+        hooks, idle, state, script = prepare(runner, native, memory, control, text, single, repeated)
+        return hooks, idle, state, script, lambda: rehearse(runner, hooks, native, memory, text, state, seed)
+
+    if text is not None and not IMMORTAL and not sys.abiflags:
+        memory.lay_out(native, control, lambda: prepared()[-1])
+    hooks, idle, state, script, rehearsal = prepared()
+    hot = memory.in_fork(native.fork, rehearsal) if text is not None else b""
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
-    wiped = wiped_areas()
+    wiped = memory.wiped_areas()
     # Last, for what is written while there is a fork has its huge page split.
-    collapse(native)
+    memory.collapse(native)
     posix.write(control, b"ready")
     kind = native.next()
     if kind == THREADS:
@@ -124,17 +90,68 @@ def main(runner, single, repeated):
         posix.write(REQUEST, b"r")
         if posix.read(REQUEST, MESSAGE) != b"w":
             posix._exit(0)
-    serve(runner, hooks, native, hot, state, seed, limit, script, kind == RESTORED)
+    serve(runner, hooks, native, hot, state, seed, int(single["result_limit"]), script, kind == RESTORED)
+
+
+def prepare(runner, native, memory, control, text, single, repeated):
+    """Does what all slots find done: the imports, the warm-up. What they need of it: the hooks of imports, those of forks, where
+    numpy's generator is, a script's module."""
+    idle, hooked = keep_idle_hooks()
+    runner.prepare_interpreter("/work", single, repeated)
+    hooks = runner.hook_imports(None)
+    runner.load("collect")
+    runner.load("inputs")
+    for module in repeated["preload"]:
+        try:
+            __import__(module)
+        except BaseException as error:
+            refuse(control, f"import {module}", error)
+    hook_forks(hooked)
+    # Its first call has been made, which is what the quick way avoids.
+    compile("", NAME, "exec")
+    runner.compile_quickly = lambda text, file: None
+    if text is not None:
+        begun = monotonic()
+        ended = warm_up(runner, hooks, text)
+        if ended.code != 0:
+            refuse(control, "run the warm-up script", ended.error)
+        check_threads(control)
+        if monotonic() - begun < SHORT:
+            if IMMORTAL:
+                memory.pack_code(native, lambda: warm_up(runner, hooks, text))
+            settle(runner, hooks, text, int(single["repeats"]), control)
+    for name in (b"JE_ARROW_MALLOC_CONF", b"MALLOC_TOP_PAD_", b"MALLOC_TRIM_THRESHOLD_", b"MALLOC_MMAP_THRESHOLD_"):
+        forget(name)
+    end_quickly(runner)
+    check_threads(control)
+    state = find_state(memory)
+    script = runner.Script()
+    native.laid_out()
+    # What is here lives as long as the process: nobody need count who uses it, and no collection looks at it again. Either would
+    # copy its pages.
+    gc.collect()
+    native.keep((gc.get_objects(), None, main.__code__))
+    gc.freeze()
+    memory.join_segments(native)
+    # The interpreter keeps a few ended objects of some types for the next ones; this gives them back, gaps too.
+    gc.collect()
+    native.close_gaps()
+    return hooks, idle, state, script
 
 
 def keep_idle_hooks():
-    """From here on, functions that the standard library registers for forks are kept, where they only renew locks that
-    nobody can hold in a process of one thread: a fork that calls them copies 200 pages more. What registers is returned too."""
+    """From here on, functions that the standard library registers for forks are kept, where they only take, leave and renew locks
+    that nobody can hold in a process of one thread: a fork that calls them copies 200 pages more, and splits huge pages of the
+    zygote's. What registers is returned too."""
     idle, register = [], posix.register_at_fork
+    locks = type(_thread.allocate_lock()), _thread.RLock
+
+    def is_idle(function):
+        of_lock = isinstance(getattr(function, "__self__", None), locks)
+        return of_lock or getattr(function, "__module__", None) in {"threading", "logging"}
 
     def register_at_fork(**functions):
-        modules = {getattr(function, "__module__", None) for function in functions.values()}
-        if modules and modules <= {"threading", "logging"}:
+        if all(map(is_idle, functions.values())):
             idle.append(functions)
         else:
             register(**functions)
@@ -163,7 +180,6 @@ def take_idle_hooks(idle):
 def end_quickly(runner):
     """From here on, a script that has started no thread and registered nothing for its end is spared what the standard library
     does there, which would change nothing and touches 80 pages."""
-    import _thread
     import atexit
 
     modules = sys.modules
@@ -212,157 +228,15 @@ def load_native(runner):
     return _imp.create_dynamic(spec)
 
 
-def collapse(native):
-    """Puts what is there into huge pages, of which a fork copies one entry where it would copy 512."""
-    for (begin, end), file, access, _ in areas():
-        if access == b"rw-p" and not file:
-            for page in range(-(-begin // HUGE) * HUGE, end - HUGE + 1, HUGE):
-                native.collapse(page)
-
-
-def join_segments(native):
-    """Makes two areas of each library's four or five, for a fork and an exit pay for every one: what the loader has made
-    read-only once it was relocated can be written to again, as the data behind it, and constants are executable, as the text
-    beside them. Nothing is both."""
-    words, run, end = [], [], None
-
-    def join():
-        if any(access == b"r-xp" for _, _, access, _ in run):
-            for begin, length, access, accounted in run:
-                if access == b"r--p":
-                    words.extend((begin, length, READ_WRITE if accounted else READ_EXECUTE))
-
-    for area, file, access, flags in areas():
-        if (file, area[0]) != end:
-            join()
-            run.clear()
-        end = file, area[1]
-        if file:
-            run.append((area[0], area[1] - area[0], access, b"ac" in flags))
-    join()
-    native.protect(native_words(words))
-
-
-def in_fork(native, do):
-    """The bytes that `do` returns in a fork of this process, which is left as it is."""
-    source, sink = posix.pipe()
-    if (pid := native.fork()) == 0:
-        try:
-            found = do()
-            while found:
-                found = found[posix.write(sink, found) :]
-        finally:
-            posix._exit(0)
-    posix.close(sink)
-    found = b"".join(iter(lambda: posix.read(source, 1 << 16), b""))
-    posix.close(source)
-    posix.waitpid(pid, 0)
-    return found
-
-
-def executed(runner, hooks, text):
-    """The addresses of the code objects that the script runs, as native words, in the order of their first call."""
-    found = {}
-
-    def note(frame, event, argument):
-        found[id(frame.f_code)] = None
-
-    sys.setprofile(note)
-    warm_up(runner, hooks, text)
-    sys.setprofile(None)
-    return native_words(found)
-
-
-def pack_code(runner, hooks, native, text):
-    """Puts code objects side by side. An interpreter writes to those that it runs, to count references to them and what it may
-    specialise, and a fork copies the page for each: they are small, and lie scattered over as many pages as there are of them."""
-    if sys.version_info >= (3, 14) or sys.abiflags:
-        # Their code objects may be others, and those of builds with special flags are.
-        return
-    kind = type(pack_code.__code__)
-    functions = {}
-    for function in gc.get_objects():
-        if type(function) is type(pack_code):
-            functions.setdefault(id(function.__code__), []).append(function)
-    packed = {}
-    wanted = dict.fromkeys(memoryview(in_fork(native, lambda: executed(runner, hooks, text))).cast("Q"))
-
-    def pack(code):
-        if id(code) not in wanted:
-            return code
-        if id(code) not in packed:
-            constants = tuple(pack(value) if type(value) is kind else value for value in code.co_consts)
-            size = kind.__basicsize__ + kind.__itemsize__ * (len(code.co_code) // 2)
-            packed[id(code)] = native.pack((code.replace(co_consts=constants), size))
-        return packed[id(code)]
-
-    for address in wanted:
-        for function in functions.get(address, ()):
-            function.__code__ = pack(function.__code__)
-
-
-def rehearse(runner, hooks, native, text, state, seed):
+def rehearse(runner, hooks, native, memory, text, state, seed):
     """In a fork: the pages that a slot will touch, for `populate`: those that this has for itself once it has run the script."""
-    before = list(areas())
+    before = list(memory.areas())
     reseed(runner, hooks, native, state, seed)
     warm_up(runner, hooks, text)
     # What only the last script of a process does.
     runner.join_threads()
     runner.run_exit_handlers()
-    return touched(before)
-
-
-def touched(before):
-    """Ranges of pages in these areas that this process, a fork, has copied (to be written to) or mapped (to be read)."""
-    pagemap = posix.open("/proc/self/pagemap", posix.O_RDONLY | posix.O_CLOEXEC)
-    words = []
-    for (begin, end), _, access, _ in before:
-        if access[:1] != b"r" or access[3:] != b"p" or begin >> 63:
-            continue
-        entries = memoryview(posix.pread(pagemap, (end - begin) // PAGE * 8, begin // PAGE * 8)).cast("Q")
-        last = None
-        for page, entry in enumerate(entries):
-            # proc_pid_pagemap(5): bit 63, present; 61, of a file; 56, mapped by this process alone.
-            advice = {0xA0: POPULATE_READ, 0xA1: POPULATE_READ, 0x81: POPULATE_WRITE}.get(entry >> 56 & 0xA1)
-            if advice and advice == last:
-                words[-2] += PAGE
-            elif advice:
-                words += [begin + page * PAGE, PAGE, advice]
-            last = advice
-    posix.close(pagemap)
-    return native_words(words)
-
-
-def wiped_areas():
-    """Areas that a fork finds empty (MADV_WIPEONFORK), as native words, begin and length: random number generators are there,
-    and a slot that is put back must not draw the same again."""
-    words = []
-    for (begin, end), _, _, flags in areas():
-        if b"wf" in flags or b"dp" in flags:
-            words += begin, end - begin
-    return native_words(words)
-
-
-def areas():
-    """The areas of this process's memory: begin and end; the file, if it is one's; the access; the flags, as in proc_pid_smaps(5)."""
-    area = None
-    for line in map(bytes.split, read("/proc/self/smaps").splitlines()):
-        if line[0] == b"VmFlags:":
-            yield *area, line[1:]
-        elif not line[0].endswith(b":"):
-            begin, end = (int(address, 16) for address in line[0].split(b"-"))
-            area = (begin, end), b" ".join(line[3:]) if line[4] != b"0" else None, line[1]
-
-
-def native_words(words):
-    """Numbers as `native` takes them."""
-    return b"".join(word.to_bytes(8, sys.byteorder) for word in words)
-
-
-def read(path):
-    """The content of a file of /proc."""
-    with open(path, "rb") as file:
-        return file.read()
+    return memory.touched(before)
 
 
 def refuse(control, what, error):
@@ -403,7 +277,7 @@ def settle(runner, hooks, text, repeats, control):
             refuse(control, "run the warm-up script again", ended.error)
 
 
-def find_state():
+def find_state(memory):
     """Where the state of numpy's global generator is, for `fill`: 624 words, any of which will do. None where there is none, or
     one that is made in another way."""
     module = sys.modules.get("numpy.random")
@@ -417,7 +291,7 @@ def find_state():
         import ctypes
 
         if type(generator).__name__ == "MT19937" and ctypes.string_at(address, keys.nbytes) == keys.tobytes():
-            return native_words((address, keys.nbytes))
+            return memory.native_words((address, keys.nbytes))
     except (AttributeError, ImportError, KeyError):
         pass
     return None

@@ -19,11 +19,12 @@ use crate::image::Interpreter;
 /// Where the guest sees the runner.
 const RUNNER_FOLDER: &str = "/run/nsbox/guest";
 /// The runner's files.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("runner", include_str!("../../rootfs/guest/runner.py")),
     ("collect", include_str!("../../rootfs/guest/collect.py")),
     ("relocate", include_str!("../../rootfs/guest/relocate.py")),
     ("inputs", include_str!("../../rootfs/guest/inputs.py")),
+    ("memory", include_str!("../../rootfs/guest/memory.py")),
     ("network_hint", include_str!("../../rootfs/guest/network_hint.py")),
     ("zygote", include_str!("../../rootfs/guest/zygote.py")),
 ];

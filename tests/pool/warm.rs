@@ -3,6 +3,7 @@
 use nsbox::outcome::Value;
 
 use crate::harness::{alone, until};
+use crate::python::{VERSIONS, pyenv};
 use crate::{builder, run};
 
 /// 200 pages of the zygote's.
@@ -56,5 +57,74 @@ fn warmed_slot_has_the_script_s_file_and_no_other() {
         let own = ["os", "sys"].map(|name| Value::Str(name.to_owned()));
         let is_known = |name: &Value| matches!(name, Value::Str(name) if name.starts_with("__")) || own.contains(name);
         assert!(names.iter().all(is_known), "{outcome:#?}");
+    }
+}
+
+/// Some 500 pages of lists, of which one in a hundred is used: that counts a reference, and writes to it.
+const SCATTER: &str = "
+import json
+if not hasattr(json, 'hot'):
+    json.lists = [[i] for i in range(30000)]
+    json.hot, json.cold = json.lists[::100], json.lists[50::100]
+total = sum(len(one) for one in json.hot)
+";
+/// How many pages those are on that are used, and others; then they grow, and end.
+const LOOK: &str = "
+import gc, json, sys
+result = [len({id(one) >> 12 for one in some}) for some in (json.hot, json.cold)]
+for one in json.hot:
+    one.extend(range(100))
+result.append(sum(map(sum, json.hot)))
+del json.hot, json.cold, json.lists, one
+gc.unfreeze()
+gc.collect()
+result.append(sum(map(len, [[i] for i in range(30000)])))
+result.append(sys.version_info >= (3, 12))
+";
+
+/// What a slot of a pool with this warm-up script finds: the pages of the lists that are used, those of the others, and whether
+/// the interpreter's objects are immortal.
+fn pages(python: &str, warm_up: &str) -> (i128, i128, bool) {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&script, warm_up).unwrap();
+    let keys = [("warm_up", script.path().to_str().unwrap()), ("preload", "json"), ("python", python)];
+    let pool = builder(&keys).slots(1).build().unwrap();
+    let outcome = run(&pool, LOOK);
+    let Some(Value::List(found)) = &outcome.result else { panic!("{outcome:#?}") };
+    let [Value::Int(hot), Value::Int(cold), sum, count, Value::Bool(immortal)] = &found[..] else {
+        panic!("{outcome:#?}")
+    };
+    // One of each hundred and what it grew by.
+    let expected = (0..30000).step_by(100).sum::<i128>() + 300 * 4950;
+    assert_eq!((sum, count), (&Value::Int(expected), &Value::Int(30000)), "{outcome:#?}");
+    (*hot, *cold, *immortal)
+}
+
+#[test]
+fn what_slots_write_to_lies_side_by_side() {
+    if !alone("warm::what_slots_write_to_lies_side_by_side") {
+        return;
+    }
+    for version in VERSIONS {
+        let Some(python) = pyenv(version) else { continue };
+        let (hot, cold, immortal) = pages(python.to_str().unwrap(), SCATTER);
+        assert!(cold >= 200, "{version}: {cold}");
+        // Where objects are immortal, nobody counts references to them.
+        assert!(immortal || hot <= 20, "{version}: {hot} pages");
+    }
+}
+
+#[test]
+fn zygote_starts_though_what_goes_ahead_of_it_fails() {
+    if !alone("warm::zygote_starts_though_what_goes_ahead_of_it_fails") {
+        return;
+    }
+    let Some(python) = pyenv("3.11") else { return };
+    for fails in ["os._exit(3)", "time.sleep(99)", "1 / 0", "os.kill(os.getpid(), 9)"] {
+        let first = format!(
+            "import os, time\nif not os.path.exists('/work/seen'):\n    open('/work/seen', 'x').close()\n    {fails}\n"
+        );
+        let (hot, cold, _) = pages(python.to_str().unwrap(), &format!("{first}{SCATTER}"));
+        assert!(hot >= 200 && cold >= 200, "{fails}: {hot}, {cold}");
     }
 }

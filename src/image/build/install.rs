@@ -19,11 +19,12 @@ const INSTALLER: &str = include_str!("../../../rootfs/install.py");
 const CUT: &str = include_str!("../../../rootfs/cut.txt");
 const CUT_SLIM: &str = include_str!("../../../rootfs/cut-slim.txt");
 /// nsbox's own Python in the guest, for engines that have no store.
-const GUEST: [(&str, &str); 9] = [
+const GUEST: [(&str, &str); 10] = [
     ("collect.py", include_str!("../../../rootfs/guest/collect.py")),
     ("compile.py", include_str!("../../../rootfs/guest/compile.py")),
     ("container.py", include_str!("../../../rootfs/guest/container.py")),
     ("inputs.py", include_str!("../../../rootfs/guest/inputs.py")),
+    ("memory.py", include_str!("../../../rootfs/guest/memory.py")),
     ("network_hint.py", include_str!("../../../rootfs/guest/network_hint.py")),
     ("relocate.py", include_str!("../../../rootfs/guest/relocate.py")),
     ("runner.py", include_str!("../../../rootfs/guest/runner.py")),

@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! gather()              once, first: from here on the interpreter's objects are allocated in a few places
+//! lay_out((mode, identities)), laid_out(), found(ranges) -> identities
+//!                       what slots write to is allocated side by side: see `layout.rs`
 //! collapse(address)     makes one huge page of the 2 MiB there, where there are enough to copy
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
@@ -35,6 +37,7 @@ mod code;
 mod execute;
 mod heap;
 mod immortal;
+mod layout;
 mod restorer;
 use execute::program::*;
 use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
@@ -224,10 +227,12 @@ extern "C" fn gather(_: *mut c_void, _: *mut c_void) -> *mut c_void {
 
 extern "C" fn collapse(_: *mut c_void, address: *mut c_void) -> *mut c_void {
     // SAFETY: the interpreter passes an object. madvise(2) changes no content with MADV_COLLAPSE (Linux 6.1); where it fails,
-    // the pages stay as they are.
+    // the pages stay as they are. Those that each slot writes to had better be small.
     unsafe {
-        let result = syscall(MADVISE, [PyLong_AsLong(address) as usize, HUGE_PAGE, MADV_COLLAPSE, 0, 0, 0]);
-        PyBool_FromLong(c_long::from(result == 0))
+        let begin = PyLong_AsLong(address) as usize;
+        let is_cold = !layout::overlaps(begin, begin.wrapping_add(HUGE_PAGE));
+        let done = is_cold && syscall(MADVISE, [begin, HUGE_PAGE, MADV_COLLAPSE, 0, 0, 0]) == 0;
+        PyBool_FromLong(done.into())
     }
 }
 
@@ -435,7 +440,7 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 14] = [
+static mut METHODS: [MethodDefinition; 17] = [
     method(c"collapse", collapse, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
@@ -444,6 +449,9 @@ static mut METHODS: [MethodDefinition; 14] = [
     method(c"keep", immortal::keep, METH_O),
     method(c"close_gaps", heap::close_gaps, METH_NOARGS),
     method(c"pack", code::pack, METH_O),
+    method(c"lay_out", layout::lay_out, METH_O),
+    method(c"laid_out", layout::laid_out, METH_NOARGS),
+    method(c"found", layout::found, METH_O),
     method(c"fork", fork, METH_NOARGS),
     method(c"serve", serve, METH_O),
     method(c"next", next, METH_NOARGS),
