@@ -18,6 +18,7 @@ mod state;
 mod submit;
 
 use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -85,6 +86,8 @@ pub struct Pool {
 struct Shared {
     sandbox: Sandbox,
     settings: Builder,
+    /// What its first zygote finds out for the next ones.
+    layout: OwnedFd,
     state: Mutex<State>,
     /// For makers: a slot is to be made or ended.
     work: Condvar,

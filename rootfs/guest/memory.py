@@ -12,29 +12,37 @@ POPULATE_READ, POPULATE_WRITE = 22, 23
 READ_WRITE, READ_EXECUTE = 3, 5
 # What `native.lay_out` is told.
 RECORD, APART, TOGETHER = 1, 2, 3
-# Seconds that a fork may take that goes ahead of the zygote.
-AHEAD = 3
+# Seconds that a fork may take that goes ahead of the zygote, and bytes that one finds at most.
+AHEAD, MOST_FOUND = 3, 1 << 20
 
 
-def lay_out(native, control, prepared):
-    """Has what slots write to allocated side by side: see `src/sys/init/layout.rs`. Two forks go ahead; where one fails or takes
-    long, all lies as it comes. `prepared` prepares, and returns what a slot does, of which the fork returns `touched`."""
+def lay_out(native, control, layout, prepared):
+    """Has what slots write to allocated side by side: see `src/sys/init/layout.rs`. Two forks go ahead, unless `layout` has what
+    those of an earlier zygote found; where one fails or takes long, all lies as it comes. `prepared` prepares, and returns what a
+    slot does, of which the fork returns `touched`."""
+
+    def begin(how):
+        # With no ended objects kept for the next ones, and the next collection as far away, all three allocate in one order.
+        gc.collect()
+        native.lay_out((how, found))
 
     def go_ahead():
         # The zygote itself will tell of what fails.
         posix.dup2(posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC), control)
         _signal.alarm(AHEAD)
-        native.lay_out((how, found))
+        begin(how)
         words = memoryview(in_fork(native.fork, prepared())).cast("Q")
         ranges = (words[i : i + 3] for i in range(0, len(words), 3))
         return native.found(native_words(word for *range, advice in ranges if advice == POPULATE_WRITE for word in range))
 
-    found = b""
-    for how in (RECORD, APART):
-        found = in_fork(posix.fork, go_ahead)
-        if not found:
-            return
-    native.lay_out((TOGETHER, found))
+    found = posix.pread(layout, MOST_FOUND, 0)
+    if not found:
+        for how in (RECORD, APART):
+            found = in_fork(posix.fork, go_ahead)
+            if not found:
+                return
+        posix.pwrite(layout, found, 0)
+    begin(TOGETHER)
 
 
 def pack_code(native, run):

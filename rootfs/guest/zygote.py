@@ -4,6 +4,7 @@ Loaded by runner.py, whose functions it uses; the further keys of the command li
 
     zygote=FD        the supervisor's socket: a word of this file's, then the programs of slots
     preload=MODULE   a module to import (repeated)
+    layout=FD        a memfd with what an earlier zygote has found out for memory.py's `lay_out`, or for that
     warm_up=FD       a script to run here, so that what it imports and caches is there; and in forks, to see what strategies write to:
                      that is put side by side (see memory.py), and a slot that warms up has it copied before its request comes
     repeats=NUMBER   how often it runs here again
@@ -58,13 +59,15 @@ def main(runner, single, repeated):
     if "warm_up" in single:
         text = runner.read_all(int(single["warm_up"]))
         posix.close(int(single["warm_up"]))
+    layout = int(single["layout"])
 
     def prepared():
         hooks, idle, state, script = prepare(runner, native, memory, control, text, single, repeated)
-        return hooks, idle, state, script, lambda: rehearse(runner, hooks, native, memory, text, state, seed)
+        return hooks, idle, state, script, lambda: rehearse(runner, hooks, native, memory, text, idle, state, script, seed)
 
     if text is not None and not IMMORTAL and not sys.abiflags:
-        memory.lay_out(native, control, lambda: prepared()[-1])
+        memory.lay_out(native, control, layout, lambda: prepared()[-1])
+    posix.close(layout)
     hooks, idle, state, script, rehearsal = prepared()
     hot = memory.in_fork(native.fork, rehearsal) if text is not None else b""
     if native.serve(control) != 0:
@@ -228,14 +231,18 @@ def load_native(runner):
     return _imp.create_dynamic(spec)
 
 
-def rehearse(runner, hooks, native, memory, text, state, seed):
-    """In a fork: the pages that a slot will touch, for `populate`: those that this has for itself once it has run the script."""
+def rehearse(runner, hooks, native, memory, text, idle, state, script, seed):
+    """In a fork: the pages that a slot will touch, for `populate`: those that this has for itself once it has done what a slot does
+    for a request, which here is the warm-up script."""
     before = list(memory.areas())
+    take_idle_hooks(idle)
     reseed(runner, hooks, native, state, seed)
-    warm_up(runner, hooks, text)
-    # What only the last script of a process does.
-    runner.join_threads()
-    runner.run_exit_handlers()
+    if seed is None and "random" in sys.modules:
+        sys.modules["random"].seed()
+    script.enter(False, SCRIPT)
+    warm_up(runner, hooks, b"", kept=True)
+    sys.modules["__main__"] = script.main
+    warm_up(runner, hooks, text, script=script)
     return memory.touched(before)
 
 
@@ -246,13 +253,14 @@ def refuse(control, what, error):
     posix._exit(1)
 
 
-def warm_up(runner, hooks, text, kept=False):
+def warm_up(runner, hooks, text, kept=False, script=None):
     """Runs the warm-up script as a request's is run, from the message to the answer, so that all of it has been done before.
-    `kept`: no file is written."""
+    `kept`: no file is written; `script`: what has entered already, the process's last."""
     message = marshal.dumps((b"a", NAME, text, [], []), 2)
     _, *request = receive(bytes(16) + (20 + len(message)).to_bytes(4, "little") + message)
-    script = runner.Script(last=False)
-    script.enter(kept, None if kept else SCRIPT)
+    if script is None:
+        script = runner.Script(last=False)
+        script.enter(kept, None if kept else SCRIPT)
     script.run(hooks, *request, 1 << 24, bool)
     script.finish()
     nowhere = posix.open("/dev/null", posix.O_WRONLY | posix.O_CLOEXEC)

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::{Error, Pool, Shared, State, keeper, maker, submit};
 use crate::config::{Config, Slots};
-use crate::sandbox::Sandbox;
 use crate::sandbox::lane::Lanes;
+use crate::sandbox::{Sandbox, zygote};
 
 /// What an idle slot takes, warmed up, with room to spare.
 const SLOT_BYTES: u64 = 32 << 20;
@@ -136,10 +136,12 @@ impl Builder {
             ));
         }
         let sandbox = Sandbox::new(self.config.clone()).map_err(Error::Start)?;
+        let layout = zygote::layout().map_err(Error::Start)?;
         let (makers, lanes) = (self.makers, Lanes::of(self.config.limits.cpus));
         let shared = Arc::new(Shared {
             sandbox,
             settings: self,
+            layout,
             state: Mutex::new(State::default()),
             work: Condvar::new(),
             succession: Condvar::new(),

@@ -55,7 +55,7 @@ impl Shared {
     /// A zygote's whole life.
     fn keep(&self, born: &SyncSender<Result<Arc<Zygote>, sandbox::Error>>) {
         let most = u32::try_from(self.settings.most).unwrap_or(u32::MAX);
-        let hatched = self.sandbox.zygote(most).and_then(|zygote| {
+        let hatched = self.sandbox.zygote(most, self.layout.as_fd()).and_then(|zygote| {
             let end = zygote.end().try_clone();
             let end = end.map_err(|source| sandbox::Error::Step { step: "watch the zygote".to_owned(), source })?;
             Ok((Arc::new(zygote), end))

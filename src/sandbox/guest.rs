@@ -55,8 +55,8 @@ pub(crate) const UMASK: u32 = 0o022;
 /// for the result document; a pipe, in which a byte says that the script begins; a socket with the values that it is given,
 /// where there are some.
 const SCRIPT: [&str; 4] = ["code", "result", "start", "values"];
-/// Those of a zygote: its socket; the warm-up script, a sealed memfd.
-const ZYGOTE: [&str; 2] = ["zygote", "warm_up"];
+/// Those of a zygote: its socket; a memfd for what it finds out for the next ones; the warm-up script, a sealed memfd.
+const ZYGOTE: [&str; 3] = ["zygote", "layout", "warm_up"];
 /// How often the zygote runs nsbox's own warm-up script once more; the effects of another's may add up, so that is run once more.
 const REPEATS: u32 = 16;
 
@@ -248,7 +248,7 @@ impl Command<'_> {
                 argv.extend(config.preload.iter().map(|module| format!("preload={module}").into()));
                 let repeats = if config.warm_up == "default" { REPEATS } else { 1 };
                 argv.push(format!("repeats={repeats}").into());
-                (if config.warm_up == "none" { &ZYGOTE[..1] } else { &ZYGOTE }, &[])
+                (if config.warm_up == "none" { &ZYGOTE[..2] } else { &ZYGOTE }, &[])
             }
         };
         argv.extend(descriptors.iter().zip(3..).map(|(key, fd)| format!("{key}={fd}").into()));

@@ -4,7 +4,7 @@
 //! image and user map are around it and all its slots. See `sandbox/slot.rs` for what each slot has of its own.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -34,6 +34,11 @@ const SPARE_ROOMS: usize = 4;
 /// The longest word of zygote.py.
 const LONGEST_WORD: usize = 4096;
 
+/// An empty memfd for what zygotes with the same configuration need to find out but once: see `Sandbox::zygote`.
+pub(crate) fn layout() -> Result<OwnedFd, Error> {
+    Ok(super::channels::memory(c"nsbox-layout").map_err(failed("make a memfd for the zygotes"))?.into())
+}
+
 /// A zygote that is ready; dropped, it and all its slots are killed.
 #[derive(Debug)]
 pub(crate) struct Zygote {
@@ -62,8 +67,9 @@ pub(crate) struct Zygote {
 
 impl Sandbox {
     /// Starts a zygote for at most `slots` slots at once. The calling thread must live as long as the zygote: the ids that its
-    /// guests have outside are the thread's (see [`idmap::HostIds::of_this_thread`]).
-    pub(crate) fn zygote(&self, slots: u32) -> Result<Zygote, Error> {
+    /// guests have outside are the thread's (see [`idmap::HostIds::of_this_thread`]). `layout` is a memfd for what it finds out about
+    /// where things had better lie in its memory, which the next ones with the same configuration need not; empty for the first.
+    pub(crate) fn zygote(&self, slots: u32, layout: BorrowedFd) -> Result<Zygote, Error> {
         let deadline = Instant::now() + self.config.limits.setup_timeout;
         let nest = Nest::make(&self.ground, self.zygote_cgroup(slots)?, NAMESPACES, None)?;
         let guest_ids = (idmap::GUEST_ID, idmap::GUEST_ID);
@@ -83,7 +89,7 @@ impl Sandbox {
         let (socket, theirs) = line::open().map_err(failed("open the zygote's socket"))?;
         let warm_up = self.warm_up()?;
         let nice = sched::nice().map_err(failed("read the nice value"))?;
-        let mut further = vec![theirs.as_raw_fd()];
+        let mut further = vec![theirs.as_raw_fd(), layout.as_raw_fd()];
         further.extend(warm_up.as_ref().map(AsRawFd::as_raw_fd));
         let fds = guest::Descriptors { stdin: None, output: None, further };
         let view = self.view(&[], false, host_ids)?;

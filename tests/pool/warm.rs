@@ -60,11 +60,11 @@ fn warmed_slot_has_the_script_s_file_and_no_other() {
     }
 }
 
-/// Some 500 pages of lists, of which one in a hundred is used: that counts a reference, and writes to it.
+/// Some thousand pages of lists, of which one in a hundred is used: that counts a reference, and writes to it.
 const SCATTER: &str = "
 import json
 if not hasattr(json, 'hot'):
-    json.lists = [[i] for i in range(30000)]
+    json.lists = [[i] * (i % 50 + 1) for i in range(30000)]
     json.hot, json.cold = json.lists[::100], json.lists[50::100]
 total = sum(len(one) for one in json.hot)
 ";

@@ -287,6 +287,7 @@ pub extern "C" fn laid_out(_: *mut c_void, _: *mut c_void) -> *mut c_void {
         }
         unmap(layout.times as usize, CONTEXTS * size_of::<u32>());
         unmap(layout.wanted.0 as usize, layout.wanted.1.wrapping_mul(WORD));
+        layout.wanted = (null_mut(), 0);
         let (_, end, top) = layout.area;
         layout.area.1 = top.next_multiple_of(HUGE_PAGE).min(end);
         unmap(layout.area.1, end.wrapping_sub(layout.area.1));
@@ -348,21 +349,36 @@ fn placed(size: usize, plainly: impl FnOnce(&[Allocator; 2]) -> Option<*mut c_vo
 extern "C" fn reallocate<const DOMAIN: usize>(context: *mut c_void, old: *mut c_void, size: usize) -> *mut c_void {
     let layout = layout();
     let plain = layout.plain.get(DOMAIN).copied();
-    let Some(Allocator { allocate: Some(allocate), reallocate: Some(reallocate), .. }) = plain else {
+    let Some(Allocator { allocate: Some(allocate), reallocate: Some(reallocate), release: Some(release), .. }) = plain
+    else {
         return null_mut();
     };
-    if !holds(old as usize) {
-        return reallocate(context, old, size);
-    }
-    // SAFETY: its identity is in front of it, and says how long it is; both are so long, and the new one is nobody else's.
+    let identity = if layout.mode == Mode::Nothing { 0 } else { layout.identify(size) };
+    // SAFETY: what is placed has its identity in front, which says how long it is. All are as long as what is copied, and the new
+    // one is nobody else's.
     unsafe {
-        let had = size_of_identity(old.byte_sub(HEAD).cast::<u64>().read());
-        if size <= had {
-            return old;
+        if holds(old as usize) {
+            let had = size_of_identity(old.byte_sub(HEAD).cast::<u64>().read());
+            if size <= had {
+                return old;
+            }
+            let new = layout.place(identity, size).map_or_else(|| allocate(context, size), |at| at as *mut c_void);
+            if !new.is_null() {
+                copy_nonoverlapping(old.cast::<u8>(), new.cast(), had);
+            }
+            return new;
         }
-        let new = allocate(context, size);
-        if !new.is_null() {
-            copy_nonoverlapping(old.cast::<u8>(), new.cast(), had);
+        let new = reallocate(context, old, size);
+        if new.is_null() {
+            return new;
+        }
+        if let Some(at) = layout.place(identity, size) {
+            copy_nonoverlapping(new.cast::<u8>(), at as *mut u8, size);
+            release(context, new);
+            return at as *mut c_void;
+        }
+        if layout.mode == Mode::Record && identity != 0 {
+            layout.note(new as usize, identity);
         }
         new
     }
