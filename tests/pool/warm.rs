@@ -1,6 +1,10 @@
 //! The warm-up of slots that serve once.
 
+use std::path::Path;
+
 use nsbox::outcome::Value;
+use nsbox::pool::Pool;
+use tempfile::NamedTempFile;
 
 use crate::harness::{alone, until};
 use crate::python::{VERSIONS, pyenv};
@@ -60,13 +64,17 @@ fn warmed_slot_has_the_script_s_file_and_no_other() {
     }
 }
 
-/// Some thousand pages of lists, of which one in a hundred is used: that counts a reference, and writes to it.
+/// Some thousand pages of lists, of which one in a hundred is used: that counts a reference, and writes to it. And how often this
+/// has run, in forks of the zygote too.
 const SCATTER: &str = "
-import json
+import json, os
 if not hasattr(json, 'hot'):
     json.lists = [[i] * (i % 50 + 1) for i in range(30000)]
     json.hot, json.cold = json.lists[::100], json.lists[50::100]
 total = sum(len(one) for one in json.hot)
+with open('/work/runs', 'a') as file:
+    file.write('x')
+json.runs = os.path.getsize('/work/runs')
 ";
 /// How many pages those are on that are used, and others; then they grow, and end.
 const LOOK: &str = "
@@ -79,25 +87,33 @@ del json.hot, json.cold, json.lists, one
 gc.unfreeze()
 gc.collect()
 result.append(sum(map(len, [[i] for i in range(30000)])))
-result.append(sys.version_info >= (3, 12))
+result += [json.runs, sys.version_info >= (3, 12)]
 ";
 
-/// What a slot of a pool with this warm-up script finds: the pages of the lists that are used, those of the others, and whether
-/// the interpreter's objects are immortal.
-fn pages(python: &str, warm_up: &str) -> (i128, i128, bool) {
-    let script = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&script, warm_up).unwrap();
-    let keys = [("warm_up", script.path().to_str().unwrap()), ("preload", "json"), ("python", python)];
-    let pool = builder(&keys).slots(1).build().unwrap();
-    let outcome = run(&pool, LOOK);
+/// How often a zygote runs it at most that nothing goes ahead of: as it comes, again, and to see which code runs.
+const ALONE: i128 = 3;
+
+/// What a slot finds: the pages of the lists that are used, those of the others, how often the warm-up has run, and whether the
+/// interpreter's objects are immortal.
+fn look(pool: &Pool) -> (i128, i128, i128, bool) {
+    let outcome = run(pool, LOOK);
     let Some(Value::List(found)) = &outcome.result else { panic!("{outcome:#?}") };
-    let [Value::Int(hot), Value::Int(cold), sum, count, Value::Bool(immortal)] = &found[..] else {
+    let [Value::Int(hot), Value::Int(cold), sum, count, Value::Int(runs), Value::Bool(immortal)] = &found[..] else {
         panic!("{outcome:#?}")
     };
     // One of each hundred and what it grew by.
     let expected = (0..30000).step_by(100).sum::<i128>() + 300 * 4950;
     assert_eq!((sum, count), (&Value::Int(expected), &Value::Int(30000)), "{outcome:#?}");
-    (*hot, *cold, *immortal)
+    (*hot, *cold, *runs, *immortal)
+}
+
+/// A pool with this warm-up script, which successors read again, that has one zygote for two slots.
+fn warmed_by(script: &str, python: &Path) -> (Pool, NamedTempFile) {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(&file, script).unwrap();
+    let path = file.path().to_str().unwrap();
+    let keys = [("warm_up", path), ("preload", "json"), ("python", python.to_str().unwrap())];
+    (builder(&keys).slots(1).rotate_after(2).build().unwrap(), file)
 }
 
 #[test]
@@ -107,10 +123,19 @@ fn what_slots_write_to_lies_side_by_side() {
     }
     for version in VERSIONS {
         let Some(python) = pyenv(version) else { continue };
-        let (hot, cold, immortal) = pages(python.to_str().unwrap(), SCATTER);
+        let (pool, _script) = warmed_by(SCATTER, &python);
+        let (hot, cold, runs, immortal) = look(&pool);
         assert!(cold >= 200, "{version}: {cold}");
-        // Where objects are immortal, nobody counts references to them.
+        // Where objects are immortal, nobody counts references to them, and nobody need find out.
         assert!(immortal || hot <= 20, "{version}: {hot} pages");
+        assert_eq!(immortal, runs <= ALONE, "{version}: {runs}");
+        let first = pool.counts().zygotes;
+        until("the slots are a successor's", || {
+            let (hot, _, runs, immortal) = look(&pool);
+            let is_known = runs <= ALONE;
+            assert!(immortal || hot <= 20, "{version}: {hot} pages");
+            is_known && pool.counts().zygotes > first
+        });
     }
 }
 
@@ -124,7 +149,8 @@ fn zygote_starts_though_what_goes_ahead_of_it_fails() {
         let first = format!(
             "import os, time\nif not os.path.exists('/work/seen'):\n    open('/work/seen', 'x').close()\n    {fails}\n"
         );
-        let (hot, cold, _) = pages(python.to_str().unwrap(), &format!("{first}{SCATTER}"));
+        let (pool, _script) = warmed_by(&format!("{first}{SCATTER}"), &python);
+        let (hot, cold, ..) = look(&pool);
         assert!(hot >= 200 && cold >= 200, "{fails}: {hot}, {cold}");
     }
 }
