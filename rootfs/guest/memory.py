@@ -13,7 +13,7 @@ READ_WRITE, READ_EXECUTE = 3, 5
 # What `native.lay_out` is told.
 RECORD, APART, TOGETHER = 1, 2, 3
 # Seconds that a fork may take that goes ahead of the zygote, and bytes that one finds at most.
-AHEAD, MOST_FOUND = 3, 1 << 20
+AHEAD, MOST_FOUND = 5, 1 << 20
 
 
 def lay_out(native, control, layout, prepared):
