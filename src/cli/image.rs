@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets};
+use indicatif::BinaryBytes;
 
 use super::progress::Bar;
 use super::{Failure, complain, terminal};
-use crate::config::{parse_size, size_text};
+use crate::config::parse_size;
 use crate::image::build;
 use crate::image::store::{Entry, Error, Inspection};
 use crate::image::{Limits, Manager, Options, Progress, Source, Store};
@@ -258,8 +259,8 @@ fn list(args: &List) -> Result<u8, Failure> {
         table.add_row([
             if names.is_empty() { "-".to_owned() } else { names.join(", ") },
             record.digest.hex()[..12].to_owned(),
-            size_text(record.totals.bytes),
-            size_text(record.layers.iter().map(|layer| layer.size).sum()),
+            BinaryBytes(record.totals.bytes).to_string(),
+            BinaryBytes(record.layers.iter().map(|layer| layer.size).sum()).to_string(),
             record.totals.files.to_string(),
             record.imported.strftime("%Y-%m-%d %H:%M").to_string(),
             record.source.clone(),
@@ -283,7 +284,7 @@ fn inspect(args: &Inspect) -> Result<u8, Failure> {
         ("source", record.source.clone()),
         ("imported", record.imported.to_string()),
         ("files", format!("{} in {} folders, {} links", totals.files, totals.folders, totals.links)),
-        ("size", size_text(totals.bytes)),
+        ("size", BinaryBytes(totals.bytes).to_string()),
         ("rootfs", rootfs.display().to_string()),
         ("OCI layout", layout.display().to_string()),
     ];
@@ -292,7 +293,8 @@ fn inspect(args: &Inspect) -> Result<u8, Failure> {
     print(&format!("{}\n", table_of_facts.trim_fmt()))?;
     let mut layers = table(&["LAYER", "SIZE", "AS TAR"]);
     for layer in &record.layers {
-        layers.add_row([layer.digest.to_string(), size_text(layer.size), size_text(layer.tar_size)]);
+        let sizes = [layer.size, layer.tar_size].map(|size| BinaryBytes(size).to_string());
+        layers.add_row([&[layer.digest.to_string()][..], &sizes].concat());
     }
     print(&layers.trim_fmt())?;
     for note in &record.notes {

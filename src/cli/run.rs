@@ -321,7 +321,8 @@ fn report(outcome: &Outcome, json: bool, verbose: bool) {
         }
     }
     if verbose {
-        let memory = outcome.usage.peak_memory_bytes.map_or_else(|| "?".to_owned(), crate::config::size_text);
+        let peak = outcome.usage.peak_memory_bytes.map(|bytes| indicatif::BinaryBytes(bytes).to_string());
+        let memory = peak.as_deref().unwrap_or("?");
         let timings = outcome.timings;
         complain(&format!(
             "{}: {:.1} ms (check {:.1}, set-up {:.1}, teardown {:.1}), peak memory {memory}",

@@ -127,6 +127,7 @@ fn verbose_says_how_it_went() {
     let (status, stdout, stderr) = plain(&["-v"], "print('out')");
     assert_eq!((status, stdout.as_slice()), (0, b"out\n".as_slice()));
     assert!(stderr.starts_with("nsbox: ok: ") && stderr.contains("peak memory"), "{stderr}");
+    assert!(stderr.ends_with(" MiB\n"), "what nobody can read at a glance: {stderr}");
     assert_eq!(plain(&[], "pass").2, "", "a run that ends well has nothing to say");
 }
 

@@ -52,7 +52,7 @@ fn image_is_imported_listed_inspected_verified_and_removed() {
     assert_eq!(listed[0]["digest"], *digest);
     assert_eq!(listed[0]["layers"][0]["tar_size"], tar.len());
     let shown = text(&nsbox(&place, &["image", "inspect", "base"]));
-    for word in [digest.as_str(), "libc6", "2.36-9", "dpkg", "note: FIFOs skipped", "rootfs"] {
+    for word in [digest.as_str(), "libc6", "2.36-9", "dpkg", "note: FIFOs skipped", "rootfs", "KiB"] {
         assert!(shown.contains(word), "{shown}");
     }
     let shown = json(&nsbox(&place, &["image", "inspect", "--json", &digest[..20]]));
