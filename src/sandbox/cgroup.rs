@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::cgroup::get_cgroups_relative_paths;
@@ -24,7 +25,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::knob;
 pub(crate) use super::meter::Counters;
-use super::meter::Meter;
+use super::meter::{Meter, text};
 use crate::config::Limits;
 pub(crate) use owner::Owner;
 
@@ -147,6 +148,8 @@ pub(crate) struct Cgroup {
     folders: Vec<PathBuf>,
     version: u8,
     cpuacct: Option<PathBuf>,
+    /// Files that have been read, each with the index of its folder and its name: those of a room are read for each run in it.
+    read: Mutex<Vec<(usize, &'static str, File)>>,
 }
 
 impl fmt::Display for Hierarchy {
@@ -217,7 +220,7 @@ impl Hierarchy {
     /// Makes a cgroup with every limit set, for `owner` (see [`Owner`]).
     pub(crate) fn create(&self, owner: &Owner, limits: &Limits) -> Result<Cgroup, Error> {
         let name = owner.next_name();
-        let mut cgroup = Cgroup { folders: Vec::new(), version: self.version(), cpuacct: None };
+        let mut cgroup = Cgroup::of(Vec::new(), self.version());
         for parent in self.parents() {
             let folder = parent.join(&name);
             fs::create_dir(&folder).map_err(|source| Error::refused("make the cgroup", folder.clone(), source))?;
@@ -256,13 +259,17 @@ impl Hierarchy {
             let name = entry.file_name();
             if name.to_str().is_some_and(|name| owner.is_stale(name)) {
                 let folders = parents.iter().map(|parent| parent.join(&name)).collect();
-                drop(Cgroup { folders, version: self.version(), cpuacct: None });
+                drop(Cgroup::of(folders, self.version()));
             }
         }
     }
 }
 
 impl Cgroup {
+    fn of(folders: Vec<PathBuf>, version: u8) -> Self {
+        Self { folders, version, cpuacct: None, read: Mutex::default() }
+    }
+
     fn limit(&self, limits: &Limits) -> Result<(), Error> {
         let v2 = self.version == 2;
         let folder = |index: usize| self.folders[if v2 { 0 } else { index }].clone();
@@ -303,12 +310,12 @@ impl Cgroup {
 
     /// The memory, process and CPU limits, each as the files that hold it and what they say now.
     pub(crate) fn limit_files(&self) -> [String; 3] {
-        let files: [(usize, &[&str]); 3] = match self.version {
+        let files: [(usize, &[&'static str]); 3] = match self.version {
             2 => [(0, &["memory.max", "memory.swap.max", "memory.oom.group"]), (0, &["pids.max"]), (0, &["cpu.max"])],
             _ => [(0, &["memory.limit_in_bytes"]), (1, &["pids.max"]), (2, &["cpu.cfs_quota_us"])],
         };
         files.map(|(index, files)| {
-            let said = |file: &&str| Some(format!("{file}={}", read(&self.folders[index], file)?.trim()));
+            let said = |file: &&'static str| Some(format!("{file}={}", self.read(index, file)?.trim()));
             files.iter().filter_map(said).collect::<Vec<_>>().join(", ")
         })
     }
@@ -344,13 +351,26 @@ impl Cgroup {
     /// Bytes that are charged to it.
     pub(crate) fn memory_in_use(&self) -> Option<u64> {
         let name = if self.version == 2 { "memory.current" } else { "memory.usage_in_bytes" };
-        read(&self.folders[0], name)?.trim().parse().ok()
+        self.read(0, name)?.trim().parse().ok()
     }
 
     /// Whether its CPU limit ever held it back.
     pub(crate) fn was_throttled(&self) -> bool {
-        let stat = read(&self.folders[if self.version == 2 { 0 } else { 2 }], "cpu.stat");
+        let stat = self.read(if self.version == 2 { 0 } else { 2 }, "cpu.stat");
         !stat.is_some_and(|stat| stat.lines().any(|line| line == "nr_throttled 0"))
+    }
+
+    /// What the file `name` in the folder at `index` says.
+    fn read(&self, index: usize, name: &'static str) -> Option<String> {
+        let mut files = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match files.iter().position(|file| (file.0, file.1) == (index, name)) {
+            Some(at) => &files[at].2,
+            None => {
+                files.push((index, name, File::open(self.folders[index].join(name)).ok()?));
+                &files.last()?.2
+            }
+        };
+        text(file)
     }
 
     /// The files of the counters, kept open.
@@ -423,10 +443,6 @@ fn has_swap() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
 }
 
-fn read(folder: &Path, file: &str) -> Option<String> {
-    fs::read_to_string(folder.join(file)).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,7 +453,7 @@ mod tests {
             let top = tempfile::tempdir().unwrap();
             let folder = top.path().join("nsbox-test");
             fs::create_dir(&folder).unwrap();
-            let mut cgroup = Cgroup { folders: vec![folder.clone()], version, cpuacct: None };
+            let mut cgroup = Cgroup::of(vec![folder.clone()], version);
             cgroup.remove().unwrap();
             assert!(!folder.exists());
             drop(cgroup);

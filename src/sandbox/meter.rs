@@ -100,7 +100,7 @@ fn resettable(path: &Path) -> Option<File> {
 }
 
 /// The whole of a counter's file, which is short.
-fn text(file: &File) -> Option<String> {
+pub(super) fn text(file: &File) -> Option<String> {
     let mut bytes = [0; 2048];
     let length = file.read_at(&mut bytes, 0).ok()?;
     Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
