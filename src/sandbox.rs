@@ -316,7 +316,10 @@ impl Sandbox {
         let proc = mounts::plan_proc(&mut plan);
         view.plan_binds(&mut plan);
         idmap::plan_become_guest(&mut plan);
-        view.private.plan(&mut plan);
+        let is_apart = matches!(command.task, guest::Task::Zygote { .. }) && view.private.may_be_apart();
+        if !is_apart {
+            view.private.plan(&mut plan);
+        }
         mounts::attach_proc(&mut plan, proc);
         View::plan_pivot(&mut plan);
         rlimits::plan(&mut plan, rlimits);
@@ -332,6 +335,10 @@ impl Sandbox {
                 landlock::plan_restrict(&mut plan, abi, view.private.output.is_some());
             }
             self.program.plan(&mut plan);
+        }
+        plan.begin_guest();
+        if is_apart {
+            view.private.plan_apart(&mut plan);
         }
         command.plan(&mut plan, &self.config, fds, rlimits);
         plan

@@ -132,7 +132,7 @@ impl AstOnly {
         landlock::plan_enforce(&mut plan, Arg::Fd(rules.as_raw_fd()));
         inner.program.plan(&mut plan);
         let command = guest::Command { root: Some(folder.root()), ..inner.command_for(task) };
-        command.plan_execution(&mut plan, &config, &channels.guest(), &account.rlimits);
+        command.plan(&mut plan, &config, &channels.guest(), &account.rlimits);
         nest.send(&mut plan, &inner.ground)?;
         drop(rules);
         let mut supervisor = Supervisor {

@@ -106,7 +106,7 @@ impl Direct {
         plan.begin_guest();
         plan.call("lead a session", libc::SYS_setsid, &[]);
         plan_control(&mut plan, "end the script with init", libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        command.plan_execution(&mut plan, &inner.config, &channels.guest(), &[]);
+        command.plan(&mut plan, &inner.config, &channels.guest(), &[]);
         nest.send(&mut plan, &inner.ground)?;
         let mut supervisor = Supervisor {
             cancel: watch.cancel.as_ref().map(Cancel::descriptor),

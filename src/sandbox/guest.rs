@@ -297,14 +297,8 @@ impl Command<'_> {
             .collect()
     }
 
-    /// Plans what the guest's process does between its clone and its first instruction.
+    /// Plans what the guest's process does last before its first instruction.
     pub(crate) fn plan(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
-        plan.begin_guest();
-        self.plan_execution(plan, config, fds, rlimits);
-    }
-
-    /// The same, after what the guest's process does before.
-    pub(crate) fn plan_execution(&self, plan: &mut Plan, config: &Config, fds: &Descriptors, rlimits: &[Rlimit]) {
         let argv = plan.strings(self.argv(config));
         let environment = plan.strings(self.environment(config));
         let path = plan.text(self.python.executable.as_os_str());

@@ -244,6 +244,21 @@ impl Private {
         }
     }
 
+    /// Whether a zygote's can be where its init, of whose mounts those of slots are copies, does not see it: those over the tmpfs
+    /// are copied from there.
+    pub(crate) fn may_be_apart(&self) -> bool {
+        self.late_binds.is_empty()
+    }
+
+    /// The same by a zygote, in a mount namespace of its own, where [`Private::may_be_apart`]: slots need not unmount it.
+    pub(crate) fn plan_apart(&self, plan: &mut Plan) {
+        let namespace = [Arg::Value(libc::CLONE_NEWNS as u64)];
+        plan.call("make the zygote's mount namespace", libc::SYS_unshare, &namespace);
+        plan.call("enter the root", libc::SYS_chdir, &[literal(c"/")]);
+        self.plan(plan);
+        plan.call("enter /work", libc::SYS_chdir, &[literal(c"/work")]);
+    }
+
     /// The same in place of a zygote's, whose tree the slot's init has a copy of. `late` are the targets of the zygote's
     /// late binds, with whether each is a folder.
     pub(crate) fn plan_over(&self, plan: &mut Plan, late: &[(PathBuf, bool)]) {
@@ -261,12 +276,15 @@ impl Private {
             .collect();
         let detach = Arg::Value(libc::MNT_DETACH as u64);
         plan.call("detach the zygote's /proc", libc::SYS_umount2, &[literal(c"proc"), detach]);
-        for (_, target, _) in SHARED {
-            let step = format!("detach the zygote's /{target}");
-            plan.call(step, libc::SYS_umount2, &[Arg::Text(OsStr::new(target)), detach]);
-            if target == "tmp" {
-                // The folder of the tmpfs covers the tmpfs itself.
-                plan.call("detach the zygote's tmpfs", libc::SYS_umount2, &[literal(c"tmp"), detach]);
+        if !late.is_empty() {
+            // As it could not be apart. Each takes the kernel as long as most of a slot's other mounts together.
+            for (_, target, _) in SHARED {
+                let step = format!("detach the zygote's /{target}");
+                plan.call(step, libc::SYS_umount2, &[Arg::Text(OsStr::new(target)), detach]);
+                if target == "tmp" {
+                    // The folder of the tmpfs covers the tmpfs itself.
+                    plan.call("detach the zygote's tmpfs", libc::SYS_umount2, &[literal(c"tmp"), detach]);
+                }
             }
         }
         self.plan(plan);
