@@ -14,6 +14,8 @@ READ_WRITE, READ_EXECUTE = 3, 5
 RECORD, APART, TOGETHER = 1, 2, 3
 # Seconds that a fork may take that goes ahead of the zygote, and bytes that one finds at most.
 AHEAD, MOST_FOUND = 5, 1 << 20
+# Arrays that hold what numpy had kept for others.
+USED_UP = []
 
 
 def lay_out(native, control, layout, prepared):
@@ -107,6 +109,14 @@ def join_segments(native):
             run.append((area[0], area[1] - area[0], access, b"ac" in flags))
     join()
     native.protect(native_words(words))
+
+
+def use_up_spares():
+    """numpy keeps blocks of up to 1,024 bytes that were freed for the next arrays, seven of each size, wherever they lie. From here
+    on there are none: see `src/sys/init/heap.rs`."""
+    empty = getattr(sys.modules.get("numpy"), "empty", None)
+    if callable(empty):
+        USED_UP.extend(empty(size, "u1") for size in range(1, 1024) for _ in range(7))
 
 
 def collapse(native):

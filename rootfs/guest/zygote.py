@@ -73,6 +73,7 @@ def main(runner, single, repeated):
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = memory.wiped_areas()
+    native.share()
     # Last, for what is written while there is a fork has its huge page split.
     memory.collapse(native)
     posix.write(control, b"ready")
@@ -119,6 +120,7 @@ def prepare(runner, native, memory, control, text, single, repeated):
         if ended.code != 0:
             refuse(control, "run the warm-up script", ended.error)
         check_threads(control)
+        look_up(runner, native, ended)
         if monotonic() - begun < SHORT:
             if IMMORTAL:
                 memory.pack_code(native, lambda: warm_up(runner, hooks, text))
@@ -138,6 +140,7 @@ def prepare(runner, native, memory, control, text, single, repeated):
     memory.join_segments(native)
     # The interpreter keeps a few ended objects of some types for the next ones; this gives them back, gaps too.
     gc.collect()
+    memory.use_up_spares()
     native.close_gaps()
     return hooks, idle, state, script
 
@@ -209,6 +212,26 @@ def end_quickly(runner):
     runner.run_exit_handlers = run_exit_handlers
     if "threading" in modules:
         runner.join_threads = join_threads
+
+
+def look_up(runner, native, script):
+    """Looks up what forks alone do, for the interpreter's cache of what types have: for each of these it lets go of another name,
+    wherever that lies, and a slot would copy its page to count one reference less."""
+    modules = sys.modules
+    things, functions = [native, posix, runner, script], [serve, reseed, take_idle_hooks, type(script).enter, type(script).run]
+    if "threading" in modules:
+        thread = modules["threading"].main_thread()
+        things += modules["threading"], thread
+        functions.append(getattr(type(thread), "_set_native_id", serve))
+    if "random" in modules:
+        things.append(modules["random"]._inst)
+        functions.append(type(modules["random"]._inst).seed)
+    if "tempfile" in modules:
+        things.append(modules["tempfile"])
+    names = {name for function in functions for name in function.__code__.co_names}
+    for thing in things:
+        for name in names & {*vars(thing), *vars(type(thing))}:
+            getattr(thing, name)
 
 
 def forget(name):

@@ -10,6 +10,7 @@ mod harness;
 #[path = "../harness/python.rs"]
 mod python;
 
+mod answers;
 mod images;
 mod isolation;
 mod lifecycle;

@@ -8,6 +8,8 @@ mod harness;
 #[path = "../harness/python.rs"]
 mod python;
 
+#[path = "../pool/answers.rs"]
+mod answers;
 #[path = "../pool/images.rs"]
 mod images;
 #[path = "../pool/isolation.rs"]

@@ -13,9 +13,10 @@ use core::ffi::{c_int, c_void};
 use core::ptr::{addr_of_mut, copy_nonoverlapping, null, null_mut};
 use core::slice;
 
-use super::{HUGE_PAGE, PyBool_FromLong, PyBytes_AsString, PyBytes_Size, PyLong_AsLong, PyTuple_GetItem, map, unmap};
+use super::{
+    HUGE_PAGE, PAGE, PyBool_FromLong, PyBytes_AsString, PyBytes_Size, PyLong_AsLong, PyTuple_GetItem, map, unmap,
+};
 
-const PAGE: usize = 4096;
 const WORD: usize = size_of::<usize>();
 /// What is kept in front of a placed allocation: its identity, and nothing, for the alignment.
 const HEAD: usize = 16;

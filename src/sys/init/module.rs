@@ -7,10 +7,11 @@
 //! gather()              once, first: from here on the interpreter's objects are allocated in a few places
 //! lay_out((mode, identities)), laid_out(), found(ranges) -> identities
 //!                       what slots write to is allocated side by side: see `layout.rs`
-//! collapse(address)     makes one huge page of the 2 MiB there, where there are enough to copy
+//! collapse(address)     makes one huge page of the 2 MiB there, where that is worth it: see `huge.rs`
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
 //! protect(ranges)       changes what may be done with pages: the same, with PROT_READ and others
+//! share()               makes what libraries have written so far shared by forks: see `libraries.rs`
 //! close_gaps()          from here on what is allocated lies side by side: see `heap.rs`
 //! pack((code, size)) -> code  puts a copy of a code object beside the last one: see `code.rs`
 //! keep((objects, None, code))  makes objects immortal, and all that they hold: see `immortal.rs`
@@ -36,8 +37,10 @@ mod code;
 #[allow(dead_code)]
 mod execute;
 mod heap;
+mod huge;
 mod immortal;
 mod layout;
+mod libraries;
 mod restorer;
 use execute::program::*;
 use execute::{Buffer, Program, child_signals, load, nr, occupy, reap, report, syscall, wait};
@@ -57,7 +60,7 @@ const PROT_READ_WRITE: usize = 3;
 const MAP_PRIVATE: usize = 0x02;
 const MAP_ANONYMOUS: usize = 0x20;
 const MADV_DONTNEED: usize = 4;
-const MADV_COLLAPSE: usize = 25;
+const PAGE: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 const PR_SET_DUMPABLE: usize = 4;
 const O_CLOEXEC: usize = 0o2_000_000;
@@ -222,17 +225,6 @@ extern "C" fn gather(_: *mut c_void, _: *mut c_void) -> *mut c_void {
     unsafe {
         PyObject_SetArenaAllocator(&raw mut allocator);
         PyBool_FromLong(1)
-    }
-}
-
-extern "C" fn collapse(_: *mut c_void, address: *mut c_void) -> *mut c_void {
-    // SAFETY: the interpreter passes an object. madvise(2) changes no content with MADV_COLLAPSE (Linux 6.1); where it fails,
-    // the pages stay as they are. Those that each slot writes to had better be small.
-    unsafe {
-        let begin = PyLong_AsLong(address) as usize;
-        let is_cold = !layout::overlaps(begin, begin.wrapping_add(HUGE_PAGE));
-        let done = is_cold && syscall(MADVISE, [begin, HUGE_PAGE, MADV_COLLAPSE, 0, 0, 0]) == 0;
-        PyBool_FromLong(done.into())
     }
 }
 
@@ -440,11 +432,12 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 17] = [
-    method(c"collapse", collapse, METH_O),
+static mut METHODS: [MethodDefinition; 18] = [
+    method(c"collapse", huge::collapse, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
     method(c"protect", protect, METH_O),
+    method(c"share", libraries::share, METH_NOARGS),
     method(c"fill", fill, METH_O),
     method(c"keep", immortal::keep, METH_O),
     method(c"close_gaps", heap::close_gaps, METH_NOARGS),
