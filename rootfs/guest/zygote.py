@@ -74,6 +74,7 @@ def main(runner, single, repeated):
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = memory.wiped_areas()
     native.share()
+    memory.enlarge_text(native, hot)
     # Last, for what is written while there is a fork has its huge page split.
     memory.collapse(native)
     posix.write(control, b"ready")

@@ -1,6 +1,7 @@
 //! The warm-up of slots that serve once.
 
 use std::path::Path;
+use std::process::Command;
 
 use nsbox::outcome::Value;
 use nsbox::pool::Pool;
@@ -152,5 +153,31 @@ fn zygote_starts_though_what_goes_ahead_of_it_fails() {
         let (pool, _script) = warmed_by(&format!("{first}{SCATTER}"), &python);
         let (hot, cold, ..) = look(&pool);
         assert!(hot >= 200 && cold >= 200, "{fails}: {hot}, {cold}");
+    }
+}
+
+/// KiB of text that is no file's, in huge pages.
+const TEXT: &str = "
+result = 0
+for words in map(str.split, open('/proc/self/smaps')):
+    if not words[0].endswith(':'):
+        is_text = words[1] == 'r-xp' and len(words) == 5
+    elif words[0] == 'AnonHugePages:' and is_text:
+        result += int(words[1])
+";
+
+#[test]
+fn text_that_slots_run_is_in_huge_pages() {
+    if !alone("warm::text_that_slots_run_is_in_huge_pages") {
+        return;
+    }
+    for python in VERSIONS.into_iter().filter_map(pyenv) {
+        let python = python.display().to_string();
+        let output = Command::new(&python).args(["-c", &format!("{TEXT}print(result)")]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "0\n", "{python}: {output:?}");
+        let pool = builder(&[("python", &python), ("preload", "json")]).slots(1).build().unwrap();
+        let outcome = run(&pool, TEXT);
+        let Some(Value::Int(size)) = outcome.result else { panic!("{python}: {outcome:#?}") };
+        assert!(size >= 2048, "{python}: {size} KiB");
     }
 }

@@ -8,6 +8,7 @@
 //! lay_out((mode, identities)), laid_out(), found(ranges) -> identities
 //!                       what slots write to is allocated side by side: see `layout.rs`
 //! collapse(address)     makes one huge page of the 2 MiB there, where that is worth it: see `huge.rs`
+//! enlarge_text(address) puts the text there into one
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
 //! protect(ranges)       changes what may be done with pages: the same, with PROT_READ and others
@@ -432,8 +433,9 @@ const fn method(name: &'static core::ffi::CStr, method: Method, flags: c_int) ->
     MethodDefinition { name: name.as_ptr(), method: Some(method), flags, doc: null() }
 }
 
-static mut METHODS: [MethodDefinition; 18] = [
+static mut METHODS: [MethodDefinition; 19] = [
     method(c"collapse", huge::collapse, METH_O),
+    method(c"enlarge_text", huge::enlarge_text, METH_O),
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
     method(c"protect", protect, METH_O),
