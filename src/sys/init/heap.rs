@@ -5,7 +5,7 @@
 
 use core::ffi::c_void;
 
-use super::{PLACE, PyBool_FromLong, arenas};
+use super::{HUGE_PAGE, PLACE, PyBool_FromLong, arenas};
 
 /// The interpreter's own allocator serves blocks of up to so many bytes, in sizes that are so far apart.
 const LARGEST: usize = 512;
@@ -35,6 +35,8 @@ pub extern "C" fn close_gaps(_: *mut c_void, _: *mut c_void) -> *mut c_void {
 unsafe fn close_pools() {
     let most = arenas().count.wrapping_mul(PLACE) / LARGEST;
     let made = arenas().made;
+    // What is new begins with a huge page: one that old objects are in would be split for it.
+    arenas().align();
     let mut left = most;
     while arenas().made == made && left > 0 {
         // SAFETY: see `close_gaps`.
@@ -76,6 +78,8 @@ unsafe fn close_chunks() {
             free(last as *mut c_void);
             last = last.wrapping_sub(stride);
         }
+        // Up to the next huge page.
+        malloc(top.next_multiple_of(HUGE_PAGE).wrapping_sub(top));
         let mut taken = 0_usize;
         let mut size = LARGEST_CHUNK - STEP + HEAD;
         while size >= STEP + HEAD && taken < MOST_TAKEN {

@@ -192,6 +192,13 @@ impl Arenas {
         Some(found)
     }
 
+    /// Has the next arena begin with a huge page.
+    fn align(&mut self) {
+        if let Some(place) = self.places.get(self.count.wrapping_sub(1)) {
+            self.taken = place.wrapping_add(self.taken).next_multiple_of(HUGE_PAGE).wrapping_sub(*place);
+        }
+    }
+
     fn release(&mut self, at: usize, size: usize) {
         let is_here = self.places.iter().take(self.count).any(|place| at.wrapping_sub(*place) < PLACE);
         if !is_here {
