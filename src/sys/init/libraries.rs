@@ -8,7 +8,9 @@
 use core::ffi::{c_int, c_void};
 use core::ptr::slice_from_raw_parts;
 
-use super::{MAP_PRIVATE, MMAP, PAGE, PROT_READ_WRITE, PyBool_FromLong, close, nr, syscall};
+use super::{
+    MAP_PRIVATE, MMAP, PAGE, PROT_READ_WRITE, PyBool_FromLong, PyBytes_AsString, PyBytes_Size, close, nr, syscall,
+};
 
 const PWRITE: usize = 18;
 const MEMFD_CREATE: usize = 319;
@@ -21,37 +23,53 @@ const SEALS: usize = 0xf;
 const PT_LOAD: u32 = 1;
 const PF_W: u32 = 2;
 
-/// `share()`: once, when all segments of libraries that were ever writable are writable again.
-pub extern "C" fn share(_: *mut c_void, _: *mut c_void) -> *mut c_void {
-    // SAFETY: takes no pointer but the name, which ends with a NUL. The interpreter's lock is held, and there is one thread.
+/// What is passed from library to library: the file, how long it is, and the areas that forks find empty, words, two for each.
+struct Sharing {
+    file: usize,
+    length: usize,
+    wiped: *const [usize; 2],
+    count: usize,
+}
+
+/// `share(wiped)`: once, when all segments of libraries that were ever writable are writable again. `wiped`: native words, two for
+/// each area that a fork empties, its begin and its length; what is there stays as it is.
+pub extern "C" fn share(_: *mut c_void, wiped: *mut c_void) -> *mut c_void {
+    // SAFETY: the interpreter passes a bytes object, and its lock is held; there is one thread. The file's name ends with a NUL.
     unsafe {
         let create = |flags| syscall(MEMFD_CREATE, [c"nsbox-libraries".as_ptr() as usize, flags, 0, 0, 0, 0]);
         let file = FLAGS.into_iter().map(create).find(|file| *file >= 0);
         if let Some(file) = file {
-            let mut place = (file as usize, 0_usize);
-            dl_iterate_phdr(share_one, (&raw mut place).cast());
-            syscall(nr::FCNTL, [place.0, F_ADD_SEALS, SEALS, 0, 0, 0]);
-            close(place.0);
+            let count = PyBytes_Size(wiped) as usize / size_of::<[usize; 2]>();
+            let wiped = PyBytes_AsString(wiped).cast::<[usize; 2]>();
+            let mut sharing = Sharing { file: file as usize, length: 0, wiped, count };
+            dl_iterate_phdr(share_one, (&raw mut sharing).cast());
+            syscall(nr::FCNTL, [sharing.file, F_ADD_SEALS, SEALS, 0, 0, 0]);
+            close(sharing.file);
         }
         PyBool_FromLong(file.is_some().into())
     }
 }
 
 /// The writable segments of a library, with what is zero in the file.
-extern "C" fn share_one(library: *const Library, _: usize, place: *mut c_void) -> c_int {
-    // SAFETY: the C library passes what is loaded, and `share` the place. Each page is replaced by a copy of itself: nothing writes to
+extern "C" fn share_one(library: *const Library, _: usize, sharing: *mut c_void) -> c_int {
+    // SAFETY: the C library passes what is loaded, and `share` the rest. Each page is replaced by a copy of itself: nothing writes to
     // it in between.
     unsafe {
-        let (file, offset) = &mut *place.cast::<(usize, usize)>();
+        let Sharing { file, length: offset, wiped, count } = &mut *sharing.cast::<Sharing>();
         let segments = &*slice_from_raw_parts((*library).segments, (*library).count.into());
         for segment in segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.flags & PF_W != 0) {
             let from = (*library).base.wrapping_add(segment.address);
             let begin = from & !(PAGE - 1);
-            let length = from.wrapping_add(segment.length).next_multiple_of(PAGE).wrapping_sub(begin);
-            if syscall(PWRITE, [*file, begin, length, *offset, 0, 0]) == length as isize {
+            let end = from.wrapping_add(segment.length).next_multiple_of(PAGE);
+            let is_wiped = (0..*count).any(|i| {
+                let [at, length] = wiped.add(i).read_unaligned();
+                at < end && begin < at.wrapping_add(length)
+            });
+            let length = end.wrapping_sub(begin);
+            if !is_wiped && syscall(PWRITE, [*file, begin, length, *offset, 0, 0]) == length as isize {
                 syscall(MMAP, [begin, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_FIXED, *file, *offset]);
+                *offset = offset.wrapping_add(length);
             }
-            *offset = offset.wrapping_add(length);
         }
     }
     0

@@ -12,7 +12,7 @@
 //! populate(ranges)      makes pages present before they are touched: native words, three for each range, its begin, its
 //!                       length and MADV_POPULATE_READ or MADV_POPULATE_WRITE (Linux 5.14; before, nothing is done)
 //! protect(ranges)       changes what may be done with pages: the same, with PROT_READ and others
-//! share()               makes what libraries have written so far shared by forks: see `libraries.rs`
+//! share(wiped)          makes what libraries have written so far shared by forks: see `libraries.rs`
 //! close_gaps()          from here on what is allocated lies side by side: see `heap.rs`
 //! pack((code, size)) -> code  puts a copy of a code object beside the last one: see `code.rs`
 //! keep((objects, None, code))  makes objects immortal, and all that they hold: see `immortal.rs`
@@ -446,7 +446,7 @@ static mut METHODS: [MethodDefinition; 19] = [
     method(c"gather", gather, METH_NOARGS),
     method(c"populate", populate, METH_O),
     method(c"protect", protect, METH_O),
-    method(c"share", libraries::share, METH_NOARGS),
+    method(c"share", libraries::share, METH_O),
     method(c"fill", fill, METH_O),
     method(c"keep", immortal::keep, METH_O),
     method(c"close_gaps", heap::close_gaps, METH_NOARGS),
