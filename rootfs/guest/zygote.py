@@ -73,7 +73,8 @@ def main(runner, single, repeated):
     if native.serve(control) != 0:
         refuse(control, "take over the socket", OSError("out of descriptors"))
     wiped = memory.wiped_areas()
-    native.share(wiped)
+    if not native.share(wiped):
+        refuse(control, "seal what libraries wrote", OSError("a seal was refused"))
     memory.enlarge_text(native, hot)
     # Last, for what is written while there is a fork has its huge page split.
     memory.collapse(native)

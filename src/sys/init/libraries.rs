@@ -32,21 +32,21 @@ struct Sharing {
 }
 
 /// `share(wiped)`: once, when all segments of libraries that were ever writable are writable again. `wiped`: native words, two for
-/// each area that a fork empties, its begin and its length; what is there stays as it is.
+/// each area that a fork empties, its begin and its length; what is there stays as it is. False where the file could not be sealed.
 pub extern "C" fn share(_: *mut c_void, wiped: *mut c_void) -> *mut c_void {
     // SAFETY: the interpreter passes a bytes object, and its lock is held; there is one thread. The file's name ends with a NUL.
     unsafe {
         let create = |flags| syscall(MEMFD_CREATE, [c"nsbox-libraries".as_ptr() as usize, flags, 0, 0, 0, 0]);
-        let file = FLAGS.into_iter().map(create).find(|file| *file >= 0);
-        if let Some(file) = file {
+        let mut is_sealed = true;
+        if let Some(file) = FLAGS.into_iter().map(create).find(|file| *file >= 0) {
             let count = PyBytes_Size(wiped) as usize / size_of::<[usize; 2]>();
             let wiped = PyBytes_AsString(wiped).cast::<[usize; 2]>();
             let mut sharing = Sharing { file: file as usize, length: 0, wiped, count };
             dl_iterate_phdr(share_one, (&raw mut sharing).cast());
-            syscall(nr::FCNTL, [sharing.file, F_ADD_SEALS, SEALS, 0, 0, 0]);
+            is_sealed = syscall(nr::FCNTL, [sharing.file, F_ADD_SEALS, SEALS, 0, 0, 0]) == 0;
             close(sharing.file);
         }
-        PyBool_FromLong(file.is_some().into())
+        PyBool_FromLong(is_sealed.into())
     }
 }
 
